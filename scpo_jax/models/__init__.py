@@ -1,0 +1,1 @@
+"""Reward models: Flax NNX modules, and Hugging Face folders in and out."""

