@@ -1,1 +1,1 @@
-"""Reward models: Flax NNX modules, and Hugging Face folders in and out."""
+"""Reward models: structure (`module.py`), families (`bert.py`, `deberta.py`), Hugging Face folders (`hf.py`)."""

@@ -1,0 +1,124 @@
+"""Every key of the configuration, with its default. Other configs are deltas of this one.
+
+    from scpo_jax.configs import base
+
+    def get_config():
+        config = base.get_config()
+        config.scpo.tau = 0.6
+        return config
+
+Defaults are the paper's (arXiv 2606.18606). On the command line: --config.scpo.tau=0.6, --config.data.groups=Chile,Mexico
+"""
+
+import ml_collections
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The base configuration; it names neither data nor a model, so a config built on it has to."""
+    config = ConfigDict()
+    config.seed = 0  # the only seed to set; everything drawn at random is derived from it
+    config.data = data()
+    config.model = model()
+
+    config.global_rm = ConfigDict()
+    config.global_rm.train = False  # train the global RM first (else config.model is one already)
+    config.global_rm.groups = ()  # the majority it is trained on, () for all groups; named ones are not steered
+    config.global_rm.max_steps = 1000
+    config.global_rm.learning_rate = 1e-5
+    config.global_rm.batch_size = 8  # pairs a step
+
+    config.scpo = ConfigDict()
+    config.scpo.methods = ("scpo",)  # of scpo, full, filter_only, weight_only, inverse_weight, random_subset
+    config.scpo.tau = 0.7  # filter: train on a pair iff the global probability of its label is below
+    config.scpo.tau_test = 0.5  # the edited test set: pairs with a global probability below
+    config.scpo.beta = 1.1  # weight: min(exp((r+ - r-) / beta), 1)
+    config.scpo.calibrate = False  # choose tau and beta per group on validation users (not yet available)
+    config.controls = ()  # of pooled, other_country, shuffled (not yet available)
+
+    config.train = train()
+    config.per_group = ()  # ((group, key, value), ...) with key of tau, beta, learning_rate, max_steps
+
+    config.mesh = ConfigDict()  # devices along each axis; -1 takes what is left (one device for now)
+    config.mesh.data = -1
+    config.mesh.model = 1
+    config.mesh.group = 1
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_steps = 200  # save the training state every so many steps; 0 never
+    config.checkpoint.keep = 2  # training states kept
+
+    config.distributed = ConfigDict()
+    config.distributed.heartbeat_seconds = 60  # a silent process counts as lost after this (several hosts: not yet)
+
+    config.policy = ConfigDict()  # PPO against a group's RM (not yet available)
+    config.policy.algorithm = "ppo"  # ppo, rloo or grpo
+    config.policy.steps = 0
+    config.policy.kl_coef = 0.05  # weight of KL(policy || reference) against a unit of normalised score
+    config.policy.kl_budget = ml_collections.config_dict.placeholder(float)  # stop at this KL, nats per response
+    return config
+
+
+def data() -> ConfigDict:
+    """Where preferences come from, how they are grouped and split."""
+    config = ConfigDict()
+    config.source = "simulated"  # prism, jsonl, global_opinions or simulated
+    config.path = ""  # a local file or folder, or a hub id (prism, global_opinions); unused by simulated
+    config.revision = ""  # of the hub data set; "" for the newest
+    config.group_by = ""  # the field that names a pair's group; "" for the source's own, "none" for one group "all"
+    config.groups = ()  # groups to steer; () for all
+    config.min_users = 0  # with groups=(): leave out groups of fewer users
+    config.columns = ConfigDict({name: name for name in JSONL_COLUMNS})  # jsonl: our name -> the file's
+    config.max_dropped = 0.2  # stop when more than this share of the rows is unusable
+    config.test_size = 0.15  # share of users (batteries for global_opinions) in the test split
+    config.split_seed = -1  # seed of that split; -1 derives it from config.seed
+    config.min_share_gap = 0.1  # global_opinions: two options make a pair if their shares differ by as much
+    config.max_pairs_per_cell = 6  # global_opinions: pairs of a question and country at most
+    config.simulated = ConfigDict()
+    config.simulated.users_per_group = 200  # of a minority country; a majority one has three times as many
+    config.simulated.cultural_strength = 1.0  # scale of the differences between groups; 0 is the null world
+    config.simulated.extreme_share = 0.15  # share of annotators who reverse the universal attributes
+    config.simulated.seed = -1  # -1 derives it from config.seed
+    return config
+
+
+JSONL_COLUMNS = (
+    "prompt", "chosen", "rejected", "group", "user_id", "interaction_id", "pair_id", "chosen_id", "rejected_id", "margin",
+)  # fmt: skip
+
+
+def model() -> ConfigDict:
+    """The reward model that training starts from."""
+    config = ConfigDict()
+    config.name_or_path = ""  # hub id, Hugging Face folder or our checkpoint; "" starts from scratch (see scratch)
+    config.revision = ""  # of the hub model; "" for the newest
+    config.fresh_head = False  # draw a new score head for a model that has none
+    config.max_length = 512  # tokens of prompt and response together
+    config.dtype = "float32"  # compute type, float32 or bfloat16; parameters and scores are float32
+    config.encoding = "pair"  # pair, or reference: the authors' two text formats, for parity
+    config.scratch = ConfigDict()  # a BERT with random weights and a tokenizer trained on the training texts
+    config.scratch.vocab_size = 2048
+    config.scratch.hidden_size = 64
+    config.scratch.num_hidden_layers = 2
+    config.scratch.num_attention_heads = 4
+    config.scratch.intermediate_size = 256
+    config.scratch.dropout = 0.1
+    return config
+
+
+def train() -> ConfigDict:
+    """How the RM of a group is trained; global_rm uses all but the rate, the steps and the batch size as well."""
+    config = ConfigDict()
+    config.batch_size = 8  # pairs a step
+    config.max_steps = 1024
+    config.learning_rate = 1e-6
+    config.warmup_steps = 0  # linear rise of the rate
+    config.schedule = "linear"  # decay to 0 at max_steps: linear or cosine; or constant
+    config.weight_decay = 0.0
+    config.max_grad_norm = 1.0  # clip the global gradient norm; 0 does not
+    config.center_rewards_coefficient = 0.0  # c of c * mean((R+ + R-)^2)
+    config.groups_per_program = 1  # groups trained at once (one, for now)
+    config.eval_every = 0  # validate every so many steps and keep the best step; 0 keeps the last
+    config.validation_size = 0.15  # share of a group's training users held out for it, if eval_every > 0
+    config.batch_order = "shuffled"  # shuffled (by config.seed), or reference: the authors' order, for parity
+    return config

@@ -1,0 +1,34 @@
+"""The whole method in a small simulated world, offline, in about three minutes on two cores.
+
+    scpo run --config=configs/demo.py --workdir=runs/demo
+"""
+
+from scpo_jax.configs import base
+
+
+def get_config():
+    """A tiny encoder from scratch: two majority countries train the global RM, seven minorities are steered."""
+    config = base.get_config()
+    config.seed = 1
+    config.data.source = "simulated"
+    config.data.groups = ("Chile", "South Africa", "New Zealand", "Australia", "Mexico", "Israel", "Canada")
+    config.data.test_size = 0.3
+    config.data.simulated.users_per_group = 280
+    config.model.max_length = 128
+    config.model.scratch.hidden_size = 48
+    config.model.scratch.num_hidden_layers = 1
+    config.model.scratch.num_attention_heads = 2
+    config.model.scratch.intermediate_size = 96
+    config.model.scratch.dropout = 0.0
+    config.global_rm.train = True
+    config.global_rm.groups = ("United States", "United Kingdom")
+    config.global_rm.max_steps = 1000
+    config.global_rm.learning_rate = 2e-3
+    config.global_rm.batch_size = 32
+    config.scpo.methods = ("scpo", "full", "filter_only", "weight_only", "random_subset")
+    config.train.batch_size = 16
+    config.train.max_steps = 150
+    config.train.learning_rate = 5e-4
+    config.train.eval_every = 25
+    config.checkpoint.every_steps = 50
+    return config

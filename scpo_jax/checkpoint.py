@@ -1,0 +1,128 @@
+"""Checkpoints: one self-contained Orbax folder per reward model, and the state of a training under way."""
+
+import base64
+import pathlib
+import tempfile
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from scpo_jax.errors import InputError
+from scpo_jax.models import hf, module
+from scpo_jax.models.module import RewardModel
+
+SCHEMA_VERSION = 1
+
+
+class Loaded(NamedTuple):
+    """A reward model, ready to score."""
+
+    model: RewardModel
+    params: dict  # nested, float32
+    tokenizer: object
+    card: dict  # method, group, max_length, encoding, score_mean, score_std, provenance
+
+
+def save(folder: epath.PathLike, loaded: Loaded) -> None:
+    """Writes everything needed to load the model alone into `folder`, replacing it; whole or not at all."""
+    description = {
+        "schema_version": SCHEMA_VERSION,
+        "family": loaded.model.family,
+        "config": loaded.model.config,
+        "card": loaded.card,
+        "tokenizer": _pack_tokenizer(loaded.tokenizer),
+    }
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        items = {"params": ocp.args.StandardSave(loaded.params), "model": ocp.args.JsonSave(description)}
+        checkpointer.save(epath.Path(folder).resolve(), ocp.args.Composite(**items), force=True)
+
+
+def is_checkpoint(folder: epath.PathLike) -> bool:
+    """Whether a folder was written by `save`."""
+    folder = epath.Path(folder)
+    return (folder / "model").is_dir() and (folder / "params").is_dir()
+
+
+def load_card(folder: epath.PathLike) -> dict:
+    """The card of a checkpoint without its parameters; {} where there is no whole checkpoint."""
+    return _describe(folder)["card"] if is_checkpoint(folder) else {}
+
+
+def load(folder: epath.PathLike) -> Loaded:
+    """Reads a checkpoint that `save` wrote."""
+    description = _describe(folder)
+    model = module.build(description["config"])
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        args = ocp.args.StandardRestore(_on_one_device(module.abstract_params(model)))
+        params = checkpointer.restore(epath.Path(folder).resolve(), ocp.args.Composite(params=args))["params"]
+    return Loaded(model, params, _unpack_tokenizer(description["tokenizer"]), description["card"])
+
+
+def _describe(folder: epath.PathLike) -> dict:
+    if not is_checkpoint(folder):
+        raise InputError(f"{folder} is not a checkpoint of scpo: it needs the folders 'model' and 'params'")
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        args = ocp.args.Composite(model=ocp.args.JsonRestore())
+        description = checkpointer.restore(epath.Path(folder).resolve(), args)["model"]
+    if description["schema_version"] != SCHEMA_VERSION:
+        raise InputError(
+            f"{folder} has checkpoint schema {description['schema_version']}, this version reads {SCHEMA_VERSION}: "
+            "train it again, or use the version of scpo that wrote it"
+        )
+    return description
+
+
+def _on_one_device(tree):
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
+def _pack_tokenizer(tokenizer) -> dict[str, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        hf.save_tokenizer(tokenizer, folder)
+        files = sorted(path for path in pathlib.Path(folder).rglob("*") if path.is_file())
+        return {str(path.relative_to(folder)): base64.b64encode(path.read_bytes()).decode() for path in files}
+
+
+def _unpack_tokenizer(files: dict[str, str]):
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            if pathlib.Path(name).name != name:
+                raise InputError(f"the checkpoint's tokenizer holds the file name {name!r}: refused")
+            (pathlib.Path(folder) / name).write_bytes(base64.b64decode(content))
+        return hf.load_tokenizer(folder)
+
+
+class TrainingState:
+    """The state of one training under way, saved every so often; resuming takes the newest.
+
+    `state` is a nested dict of arrays, with the number of finished steps as the checkpoint's number.
+    """
+
+    def __init__(self, folder: epath.PathLike, keep: int):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self._folder = epath.Path(folder).resolve()
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def save(self, step: int, state: dict) -> None:
+        """Starts to write the state after `step` steps; it is safe to change the arrays afterwards."""
+        self._manager.save(step, args=ocp.args.StandardSave(state))
+
+    def latest(self) -> int:
+        """Number of steps of the newest state; 0 when there is none."""
+        return self._manager.latest_step() or 0
+
+    def restore(self, like: dict) -> tuple[int, dict]:
+        """(steps finished, state) of the newest checkpoint; (0, `like`) when there is none."""
+        step = self._manager.latest_step()
+        if step is None:
+            return 0, like
+        abstract = _on_one_device(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), like))
+        return step, self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+
+    def close(self) -> None:
+        """Waits for what is being written."""
+        self._manager.close()

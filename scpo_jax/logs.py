@@ -1,0 +1,101 @@
+"""What a user sees of long work: progress, and training metrics on disk."""
+
+import json
+import sys
+import time
+
+import tensorboardX
+import tqdm
+from etils import epath
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def say(line: str) -> None:
+    """Prints a line of news to standard error, whole even under a progress bar."""
+    tqdm.tqdm.write(line, file=sys.stderr)
+
+
+class Progress:
+    """Counts work done: a bar on a terminal, else a plain line every ten seconds and at the end."""
+
+    def __init__(self, total: int, what: str, unit: str):
+        self._total, self._what, self._unit, self._done = total, what, unit, 0
+        self._started = self._told = time.monotonic()
+        self._bar = tqdm.tqdm(total=total, desc=what, unit=unit, leave=False) if sys.stderr.isatty() else None
+
+    def add(self, n: int) -> None:
+        """Counts `n` more."""
+        self._done += n
+        now = time.monotonic()
+        if self._bar is not None:
+            self._bar.update(n)
+        elif now - self._told > SECONDS_BETWEEN_LINES:
+            self._told = now
+            rate = self._done / (now - self._started)
+            say(f"{self._what}: {self._done} of {self._total} {self._unit}s, {rate:.1f} {self._unit}s/s")
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class MetricsLog:
+    """Training metrics: `metrics.jsonl`, a JSON object a line, and TensorBoard events."""
+
+    def __init__(self, workdir: epath.Path):
+        self._path = workdir / "metrics.jsonl"
+        self._events = workdir / "tensorboard"
+
+    def forget(self, name: str, after_step: int) -> None:
+        """Drops the lines of training `name` beyond a step: a resumed training writes them again."""
+        if not self._path.exists():
+            return
+        lines = self._path.read_text().splitlines(keepends=True)
+        rows = [(line, _parsed(line)) for line in lines]
+        kept = [line for line, row in rows if row and not (row["training"] == name and row["step"] > after_step)]
+        if len(kept) != len(lines):
+            self._path.write_text("".join(kept))
+
+    def open(self, name: str) -> "TrainingLog":
+        """The log of training `name`, a context manager."""
+        return TrainingLog(self._path, self._events / name, name)
+
+
+class TrainingLog:
+    """Logs one training: its first step, every tenth and each validation; on disk at least once a minute."""
+
+    def __init__(self, path: epath.Path, events: epath.Path, name: str, every: int = 10):
+        self._path, self._name, self._every = path, name, every
+        self._lines, self._flushed = [], time.monotonic()
+        self._board = tensorboardX.SummaryWriter(str(events))
+
+    def __call__(self, step: int, metrics: dict) -> None:
+        if step % self._every and step != 1 and "validation_loss" not in metrics:
+            return
+        self._lines.append(json.dumps({"training": self._name, "step": step, **metrics}) + "\n")
+        for key, value in metrics.items():
+            self._board.add_scalar(key, value, step)
+        if time.monotonic() - self._flushed > 60:
+            self._flush()
+
+    def _flush(self) -> None:
+        before = self._path.read_text() if self._path.exists() else ""  # gs:// knows no appending
+        self._path.write_text(before + "".join(self._lines))
+        self._lines, self._flushed = [], time.monotonic()
+
+    def __enter__(self) -> "TrainingLog":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._flush()
+        self._board.close()
+
+
+def _parsed(line: str) -> dict | None:
+    try:
+        return json.loads(line)
+    except ValueError:  # the line was cut off when the process was killed
+        return None
+

@@ -1,0 +1,182 @@
+"""The command line: flags and dispatch; the work is in the modules."""
+
+import ast
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from absl import flags
+from etils import epath
+from ml_collections import config_flags
+
+from scpo_jax import __version__
+from scpo_jax.errors import InputError
+
+
+class Command(NamedTuple):
+    """A command: what it does in a line, its flags, and the function that gets their values."""
+
+    summary: str
+    define: Callable[[flags.FlagValues], None]
+    run: Callable[[flags.FlagValues, str], None]
+
+
+class _TupleParser(flags.ArgumentParser):
+    """A tuple on the command line: a Python literal, or plain names separated by commas."""
+
+    def parse(self, argument):
+        if isinstance(argument, tuple):
+            return argument
+        try:
+            value = ast.literal_eval(argument)
+        except (ValueError, SyntaxError):
+            return tuple(part.strip() for part in argument.split(",") if part.strip())
+        return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+    def flag_type(self):
+        return "tuple"
+
+
+def _define_run(values: flags.FlagValues) -> None:
+    config_flags.register_flag_parser_for_type(tuple, _TupleParser())
+    config_flags.DEFINE_config_file("config", help_string="a config file", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder for all files of the run, local or gs://", flag_values=values)
+    flags.DEFINE_list("stages", [], "run these stages only", flag_values=values)
+    flags.DEFINE_bool("force", False, "redo the stages that another config made", flag_values=values)
+    flags.DEFINE_bool("plan", False, "print what would be done, and do nothing", flag_values=values)
+
+
+def _run(values: flags.FlagValues, command: str) -> None:
+    from scpo_jax import pipeline
+    from scpo_jax.workdir import Workdir
+
+    _require(values, "config", "workdir")
+    if values.plan:
+        plan.show(values.config, Workdir(values.workdir))
+        return
+    pipeline.run(values.config, Workdir(values.workdir), only=values.stages, force=values.force, command=command)
+
+
+def _define_model(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("model", None, "hub id, Hugging Face folder, checkpoint or workdir", flag_values=values)
+    flags.DEFINE_string("method", "scpo", "of a workdir: the method whose models answer, or global", flag_values=values)
+    flags.DEFINE_string("revision", "", "of a hub id", flag_values=values)
+    flags.DEFINE_integer("max_length", None, "tokens of prompt and response; default the model's own", flag_values=values)
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "compute type", flag_values=values)
+
+
+def _define_score(values: flags.FlagValues) -> None:
+    _define_model(values)
+    flags.DEFINE_string("input", None, "JSON lines with prompt and response, or chosen and rejected", flag_values=values)
+    flags.DEFINE_string("output", None, "JSON lines to write: the input's fields and the scores", flag_values=values)
+
+
+def _score(values: flags.FlagValues, command: str) -> None:
+    from scpo_jax import score_file
+
+    _require(values, "model", "input", "output")
+    score_file.score_file(_judge(values), values.input, values.output)
+
+
+def _define_evaluate(values: flags.FlagValues) -> None:
+    _define_model(values)
+    flags.DEFINE_string("data", None, "preference pairs: JSON lines, CSV or Parquet", flag_values=values)
+    flags.DEFINE_string("output", None, "JSON file to write", flag_values=values)
+
+
+def _evaluate(values: flags.FlagValues, command: str) -> None:
+    from scpo_jax import evaluate_file
+
+    _require(values, "model", "data", "output")
+    evaluate_file.evaluate_file(_judge(values), values.data, values.output)
+
+
+def _judge(values: flags.FlagValues):
+    from scpo_jax import judge
+
+    return judge.open_judge(
+        values.model, revision=values.revision, method=values.method, max_length=values.max_length, dtype=values.dtype
+    )
+
+
+def _define_export(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("checkpoint", None, "a checkpoint of ours", flag_values=values)
+    flags.DEFINE_string("output", None, "Hugging Face folder to write", flag_values=values)
+
+
+def _export(values: flags.FlagValues, command: str) -> None:
+    from scpo_jax import checkpoint
+
+    _require(values, "checkpoint", "output")
+    checkpoint.export(values.checkpoint, values.output)
+
+
+COMMANDS = {
+    "run": Command("from preference pairs to one reward model per group", _define_run, _run),
+    "score": Command("score texts with a reward model", _define_score, _score),
+    "evaluate": Command("accuracy of a reward model on preference pairs", _define_evaluate, _evaluate),
+    "export": Command("write a checkpoint as a Hugging Face folder", _define_export, _export),
+}
+USAGE = "usage: scpo COMMAND [--flag=value ...]; scpo COMMAND --help lists its flags\n" + "\n".join(
+    f"  {name:10} {command.summary}" for name, command in COMMANDS.items()
+)
+
+
+def _require(values: flags.FlagValues, *names: str) -> None:
+    for name in names:
+        if values[name].value is None or values[name].value == "":
+            raise InputError(f"--{name}=... is missing")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs `argv` (with the program's name first) and returns the exit code: 0, or 2 for a user's mistake."""
+    name = argv[1] if len(argv) > 1 else ""
+    if name in ("--help", "-h", "help"):
+        print(USAGE)
+        return 0
+    if name == "--version":
+        print(f"scpo_jax {__version__}")
+        return 0
+    try:
+        if name not in COMMANDS:
+            known = ", ".join(COMMANDS)
+            raise InputError(f"unknown command {name!r}: it is one of {known}" if name else f"no command: it is one of {known}")
+        values = _parse(name, [argv[0], *argv[2:]])
+        if values is not None:
+            COMMANDS[name].run(values, " ".join(["scpo", *argv[1:]]))
+    except InputError as error:
+        print(f"scpo: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parse(name: str, argv: Sequence[str]) -> flags.FlagValues | None:
+    """The flags of a command; None when its help was asked for, and printed."""
+    values = flags.FlagValues()
+    COMMANDS[name].define(values)
+    if any(argument in ("--help", "-h", "-help") for argument in argv):
+        print(f"scpo {name}: {COMMANDS[name].summary}\n{values.get_help()}")
+        return None
+    try:
+        rest = values(list(argv))
+    except (flags.Error, OSError, TypeError, ValueError, AttributeError, KeyError) as error:
+        raise InputError(f"{name}: {_flag_error(error)}") from error
+    if len(rest) > 1:
+        raise InputError(f"{name}: {rest[1]!r} is no flag: flags are --name=value")
+    return values
+
+
+def _flag_error(error: Exception) -> str:
+    """The line of a flag error that says what is wrong; ml_collections wraps whole tracebacks."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def console() -> None:
+    """The console script `scpo`."""
+    epath.Path  # noqa: B018  import etils before jax starts threads
+    sys.exit(main(sys.argv))
+
+
+if __name__ == "__main__":
+    console()

@@ -1,0 +1,213 @@
+"""Hugging Face folders in and out: where they lie, `config.json`, weights, tokenizer.
+
+Loading is total: every tensor of a file is used or known by name to be of no use, every parameter is filled.
+"""
+
+import json
+import pathlib
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+from flax import traverse_util
+
+from scpo_jax.errors import InputError
+from scpo_jax.models import module, weights
+
+# Our leaf -> theirs; only kernels differ in layout: theirs are [out, in].
+LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+HEAD = ("pooler", "score")  # what `load` may draw anew; the rest must come from the file
+
+SENTENCEPIECE_FILES = ("spm.model", "tokenizer.model", "sentencepiece.bpe.model")
+VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", *SENTENCEPIECE_FILES)
+TORCH_FILES = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
+HUB_FILES = (
+    *("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt"),
+    *("model.safetensors", "model-*.safetensors", "model.safetensors.index.json"),
+    *VOCABULARY_FILES,
+)
+
+
+def resolve(name_or_path: str, revision: str = "") -> pathlib.Path:
+    """The folder of a model: a local folder as it is, else the snapshot of a hub id (fetched, or from the cache).
+
+    `revision` pins a branch, tag or commit of a hub id. Of a repository only what `load` and `load_tokenizer` read is
+    fetched, `pytorch_model.bin` only where there is no safetensors file. Raises InputError.
+    """
+    folder = pathlib.Path(name_or_path).expanduser()
+    if folder.is_dir():
+        return folder
+    import huggingface_hub  # slow to import, and not needed for a local folder
+
+    try:
+        found = huggingface_hub.snapshot_download(name_or_path, revision=revision or None, allow_patterns=HUB_FILES)
+        if not any(pathlib.Path(found).glob("*.safetensors")):
+            patterns = [*HUB_FILES, *TORCH_FILES]
+            found = huggingface_hub.snapshot_download(name_or_path, revision=revision or None, allow_patterns=patterns)
+    except Exception as error:  # the client's own errors, those of its HTTP library, OSError, ValueError
+        at = f" at revision {revision}" if revision else ""
+        reason = weights.first_line(error)
+        raise InputError(f"model {name_or_path}{at}: no such folder, nor from the hub: {reason}") from error
+    return pathlib.Path(found)
+
+
+def load(folder, fresh_head_key=None):
+    """`(RewardModel, params)` of a folder with `config.json` and weights; float32 whatever the type in the file.
+
+    A folder without score head is refused unless `fresh_head_key` is given: then a missing head, and a missing pooler,
+    are drawn anew. Raises InputError.
+    """
+    folder = pathlib.Path(folder)
+    config = weights.read_json(folder / "config.json")
+    model = module.build(config, str(folder))
+    family = module.FAMILIES[model.family]
+    tensors = rename(weights.read_weights(folder), family.HF_RENAMES, folder)
+    sources = parameter_sources(model)
+    check_one_label(config, tensors.get("classifier.weight"), folder)
+    if fresh_head_key is not None:
+        tensors |= fresh_head(model, sources, tensors, fresh_head_key)
+    check_tensors(sources, tensors, family.HF_IGNORED, folder)
+    arrays = {path: assemble(source, tensors) for path, source in sources.items()}
+    return model, traverse_util.unflatten_dict(arrays)
+
+
+def save(model: module.RewardModel, params: dict, folder) -> None:
+    """Write `config.json` and `model.safetensors` so that transformers loads them as a one-label classifier.
+
+    Keys of the original config that mean nothing to us are kept. Arrays are fetched to the host.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays, tensors = traverse_util.flatten_dict(params), {}
+    for path, source in parameter_sources(model).items():
+        array = np.asarray(arrays[path], np.float32)
+        layers = array if source.stacked else array[None]
+        for name, layer in zip(source.names, layers, strict=True):
+            # safetensors writes the buffer, not the view: a transposed view would come out scrambled
+            tensors[name] = np.ascontiguousarray(layer.T if source.transposed else layer)
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(saved_config(model), indent=2) + "\n", encoding="utf-8")
+
+
+def saved_config(model: module.RewardModel) -> dict:
+    """The config to write: the model's own, as a float32 classifier with one label."""
+    config = {name: value for name, value in model.config.items() if name not in ("dtype", "torch_dtype")}
+    return config | {
+        "architectures": [module.FAMILIES[model.family].HF_ARCHITECTURE],
+        "torch_dtype": "float32",
+        "num_labels": 1,
+        "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0},
+    }
+
+
+def load_tokenizer(folder):
+    """The tokenizer of a folder, also where it exists only as a sentencepiece model. Raises InputError."""
+    folder = pathlib.Path(folder)
+    # transformers makes an empty tokenizer of a folder without vocabulary and says nothing
+    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
+        raise InputError(f"{folder}: no tokenizer there; copy its files there ({', '.join(VOCABULARY_FILES)})")
+    import transformers  # slow to import, and not needed for scores of token ids
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a broken file surfaces as almost any type
+        raise InputError(f"{folder}: the tokenizer cannot be loaded: {weights.first_line(error)}") from error
+
+
+def save_tokenizer(tokenizer, folder) -> None:
+    """Write the tokenizer beside the weights, in the form `load_tokenizer` and transformers read."""
+    tokenizer.save_pretrained(folder)
+
+
+class Source(NamedTuple):
+    """Where a parameter of ours stands in a checkpoint."""
+
+    names: tuple[str, ...]  # one tensor, or one a layer
+    shape: tuple[int, ...]  # of each tensor, as in the file
+    transposed: bool
+    stacked: bool  # the parameter has a leading [L]
+
+
+def parameter_sources(model: module.RewardModel) -> dict[tuple[str, ...], Source]:
+    """Path of a parameter -> its tensors in the file."""
+    names = module.FAMILIES[model.family].HF_NAMES
+    sources = {}
+    for path, array in traverse_util.flatten_dict(module.abstract_params(model)).items():
+        template = names["/".join(path[:-1])]
+        transposed = path[-1] == "kernel"
+        stacked = "{}" in template
+        shape = array.shape[1:] if stacked else array.shape
+        layers = range(array.shape[0] if stacked else 1)
+        tensors = tuple(f"{template.format(layer)}.{LEAVES[path[-1]]}" for layer in layers)
+        sources[path] = Source(tensors, shape[::-1] if transposed else shape, transposed, stacked)
+    return sources
+
+
+def assemble(source: Source, tensors: dict) -> jax.Array:
+    """The float32 parameter of its tensors."""
+    arrays = [np.asarray(tensors[name], np.float32) for name in source.names]
+    arrays = [array.T if source.transposed else array for array in arrays]
+    return jnp.asarray(np.stack(arrays) if source.stacked else arrays[0])
+
+
+def fresh_head(model: module.RewardModel, sources: dict, tensors: dict, key) -> dict:
+    """Tensors for the parts of the head of which the checkpoint has nothing: normal kernels, zero biases."""
+    std = module.read_settings(model.config, "config").initializer_range
+    drawn = {}
+    for part, part_key in zip(HEAD, jax.random.split(key, len(HEAD)), strict=True):
+        leaves = {path[-1]: source for path, source in sources.items() if path[0] == part}
+        if any(source.names[0] in tensors for source in leaves.values()):
+            continue
+        kernel, bias = leaves["kernel"], leaves["bias"]
+        drawn[kernel.names[0]] = std * jax.random.normal(part_key, kernel.shape, jnp.float32)
+        drawn[bias.names[0]] = np.zeros(bias.shape, np.float32)
+    return drawn
+
+
+def check_one_label(config: dict, classifier, folder) -> None:
+    """Refuse a classifier of several labels: which of them would be the score? (A head yet to be drawn is free.)"""
+    if classifier is None:
+        return
+    named = config["id2label"] if config.get("id2label") else ["LABEL_0"]
+    labels = config["num_labels"] if "num_labels" in config else len(named)
+    if labels != 1 or classifier.shape[:1] != (1,):
+        shape = list(classifier.shape)
+        raise InputError(
+            f"{folder}: a reward model has one label, not num_labels {labels} and classifier.weight {shape}"
+        )
+
+
+def check_tensors(sources: dict, tensors: dict, ignored: tuple[str, ...], folder) -> None:
+    """One InputError that names every tensor that is missing, not expected, or of another shape."""
+    shapes = {name: source.shape for source in sources.values() for name in source.names}
+    missing = sorted(shapes.keys() - tensors.keys())
+    unknown = [name for name in sorted(tensors.keys() - shapes.keys()) if not re.fullmatch("|".join(ignored), name)]
+    wrong = [
+        f"{name} {list(tensors[name].shape)} (expected {list(shape)})"
+        for name, shape in sorted(shapes.items())
+        if name in tensors and tuple(tensors[name].shape) != shape
+    ]
+    problems = {"missing": missing, "not expected": unknown, "of wrong shape": wrong}
+    listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in problems.items() if names)
+    if not listed:
+        return
+    headless = any(name.startswith("classifier.") for name in missing)
+    hint = "; it has no score head, so it is no reward model (a fresh head must be asked for)" if headless else ""
+    raise InputError(f"{folder}: the weights do not fit config.json: {listed}{hint}")
+
+
+def rename(tensors: dict, renames: tuple, folder) -> dict:
+    """Tensors under the names of the classifier form, whichever form the checkpoint has."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        new = name
+        for pattern, replacement in renames:
+            new = re.sub(pattern, replacement, new)
+        if new in renamed:
+            raise InputError(f"{folder}: the weights hold {new} twice, once as {name}")
+        renamed[new] = tensor
+    return renamed

@@ -1,0 +1,145 @@
+"""The parts that the encoder families share: linear maps, norms, embeddings, dropout, attention, the stack of layers.
+
+Parameters are float32 and named `kernel [in, out]`, `bias`, `scale` or `embedding`; the layers of a stack share one
+set of arrays with a leading `[L]`. A module computes in the type of its input; norms and softmax compute in float32.
+No module keeps random state: dropout happens if and only if a key is passed.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+ACTIVATIONS = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+
+
+class Linear(nnx.Module):
+    """`x @ kernel + bias`, in the type of `x`."""
+
+    def __init__(self, fan_in: int, fan_out: int, std: float, rngs: nnx.Rngs, use_bias: bool = True):
+        self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (fan_in, fan_out), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((fan_out,), jnp.float32)) if use_bias else None
+
+    def __call__(self, x):
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class Norm(nnx.Module):
+    """Layer norm over the last axis, computed in float32."""
+
+    def __init__(self, width: int, epsilon: float):
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((width,), jnp.float32))
+        self.epsilon = epsilon
+
+    def __call__(self, x):
+        wide = x.astype(jnp.float32)
+        centred = wide - wide.mean(-1, keepdims=True)
+        normed = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.epsilon)
+        return (normed * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """A table of rows; an id outside it gives NaN, so that it cannot go unseen."""
+
+    def __init__(self, size: int, width: int, std: float, rngs: nnx.Rngs, padding_id: int | None = None):
+        table = std * jax.random.normal(rngs.params(), (size, width), jnp.float32)
+        self.embedding = nnx.Param(table if padding_id is None else table.at[padding_id].set(0.0))
+
+    def __call__(self, ids):
+        return jnp.take(self.embedding[...], ids, axis=0, mode="fill", fill_value=jnp.nan)
+
+
+class FeedForward(nnx.Module):
+    """Two linear maps with an activation between them, then dropout, residual and norm (as in BERT)."""
+
+    def __init__(self, settings, rngs: nnx.Rngs):
+        width, inner, std = settings.hidden_size, settings.intermediate_size, settings.initializer_range
+        self.input = Linear(width, inner, std, rngs)
+        self.output = Linear(inner, width, std, rngs)
+        self.norm = Norm(width, settings.layer_norm_eps)
+        self.activation, self.rate = ACTIVATIONS[settings.hidden_act], settings.hidden_dropout_prob
+
+    def __call__(self, x, key=None):
+        y = self.output(self.activation(self.input(x)))
+        return self.norm(x + dropout(y, self.rate, key))
+
+
+class Layer(nnx.Module):
+    """A family's attention, then the feed-forward; each norms after its residual."""
+
+    def __init__(self, make_attention, settings, rngs: nnx.Rngs):
+        self.attention = make_attention(settings, rngs)
+        self.feed_forward = FeedForward(settings, rngs)
+
+    def __call__(self, x, *arguments, key=None):
+        attention_key, feed_forward_key = split_key(key, 2)
+        return self.feed_forward(self.attention(x, *arguments, key=attention_key), feed_forward_key)
+
+
+def split_key(key, count: int):
+    """`count` fresh keys, or `count` times None when there is no dropout."""
+    return [None] * count if key is None else list(jax.random.split(key, count))
+
+
+def dropout(x, rate: float, key):
+    """Zero entries with probability `rate` and scale up the rest; `x` itself without a key."""
+    if key is None or rate == 0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def heads(x, count: int):
+    """`[..., H * K]` -> `[..., H, K]`."""
+    return x.reshape(*x.shape[:-1], count, -1)
+
+
+def same_segment(segment_ids):
+    """`[R, T]` -> bool `[R, T, T]`: who may attend to whom.
+
+    Padding is a segment too (0), so every token attends to something and no softmax is empty.
+    """
+    return segment_ids[:, :, None] == segment_ids[:, None, :]
+
+
+def attend(scores, value, mask, rate: float, key):
+    """Softmax of `scores [R, H, T, T]` under `mask [R, T, T]`, times `value [R, T, H, K]` -> `[R, T, H * K]`."""
+    scores = jnp.where(mask[:, None], scores.astype(jnp.float32), jnp.finfo(jnp.float32).min)
+    weights = dropout(jax.nn.softmax(scores, axis=-1), rate, key).astype(value.dtype)
+    # heads first: on a CPU the einsum of the other order is slower and sums its terms with four times the error
+    mixed = jnp.matmul(weights, value.swapaxes(1, 2)).swapaxes(1, 2)
+    return mixed.reshape(*mixed.shape[:2], -1)
+
+
+def stack(make_attention, settings, rngs: nnx.Rngs):
+    """All layers as one module whose parameters have a leading `[L]`."""
+    make_layer = nnx.vmap(lambda rngs: Layer(make_attention, settings, rngs), in_axes=0, out_axes=0)
+    return nnx.split_rngs(splits=settings.num_hidden_layers)(make_layer)(rngs)
+
+
+def run_stack(layers, x, arguments: tuple, key, remat: bool, every_layer: bool):
+    """Apply stacked layers one after the other to `x [R, T, D]`, each by `layer(x, *arguments, key=...)`.
+
+    Returns the last hidden states, or with `every_layer` all of them, the input first: `[L + 1, R, T, D]`.
+    `remat` recomputes each layer in the backward pass instead of keeping its inner values.
+    """
+    graphdef, state = nnx.split(layers)
+    count = jax.tree.leaves(state)[0].shape[0]
+
+    def step(x, layer):
+        parameters, layer_key = layer
+        y = nnx.merge(graphdef, parameters)(x, *arguments, key=layer_key)
+        return y, y if every_layer else None
+
+    keys = None if key is None else jax.random.split(key, count)
+    last, outputs = jax.lax.scan(jax.checkpoint(step) if remat else step, x, (state, keys))
+    return jnp.concatenate([x[None], outputs]) if every_layer else last

@@ -1,0 +1,122 @@
+"""A reward model: text in, one float32 score out. The one place where NNX modules meet plain dicts of parameters.
+
+Outside `models/` parameters are nested dicts of arrays and a model is a `RewardModel`, which holds none of them.
+Legend of dimensions: R rows, T tokens, S texts, D width, L layers.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from scpo_jax.errors import InputError
+from scpo_jax.models import bert, deberta, layers
+
+FAMILIES = {"bert": bert, "deberta-v2": deberta}  # by `model_type` of config.json
+
+
+class TextBatch(NamedTuple):
+    """Texts in rows, several to a row where they are packed. All int32.
+
+    Tokens attend only within their segment and positions restart with each, so one text a row is just the case of one
+    segment. Padding has segment 0. A text's score is read at one place: for encoders its first token.
+    """
+
+    input_ids: jax.Array  # [R, T]
+    token_type_ids: jax.Array  # [R, T] BERT's first and second text; not the segments
+    segment_ids: jax.Array  # [R, T] the texts of a row numbered from 1, contiguous; 0 is padding
+    positions: jax.Array  # [R, T] from 0 in each segment
+    rows: jax.Array  # [S]
+    columns: jax.Array  # [S]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # compared and hashed by identity: fit for a static argument
+class RewardModel:
+    """Structure of a reward model without its parameters."""
+
+    family: str  # a key of FAMILIES
+    config: dict  # the whole config.json, with keys we don't know, to be written back
+    graphdef: nnx.GraphDef
+    max_positions: int | None  # most tokens a text may have; None: no limit
+    score_offset: int = 0  # where the score stands in a text's tokens: 0 the first (encoders), -1 the last
+
+    def score(self, params, batch: TextBatch, key=None, dtype: str = "float32", remat: bool = False) -> jax.Array:
+        """Scores `[S]` float32. Dropout if and only if `key` is given.
+
+        `dtype` ("float32" or "bfloat16") is the type of the encoder's products; parameters, softmax, norms, pooler and
+        score are float32 in any case. `remat` trades time for memory in the backward pass.
+        """
+        encoder_key, head_key = layers.split_key(key, 2)
+        hidden = self._encode(params, batch, encoder_key, dtype, remat, False)
+        network = nnx.merge(self.graphdef, params)
+        with jax.default_matmul_precision("float32"):
+            texts = hidden[batch.rows, batch.columns].astype(jnp.float32)
+            return network.score(network.pool(texts, head_key))[:, 0]
+
+    def hidden_states(self, params, batch: TextBatch, dtype: str = "float32") -> jax.Array:
+        """The embeddings and every layer's output without dropout: `[L + 1, R, T, D]`."""
+        return self._encode(params, batch, None, dtype, False, True)
+
+    def _encode(self, params, batch, key, dtype, remat, every_layer):
+        network = nnx.merge(self.graphdef, params)
+        # accelerators would otherwise round float32 factors to bfloat16 or TF32, and scores would depend on packing
+        with jax.default_matmul_precision("float32" if dtype == "float32" else "default"):
+            return network(*batch[:4], key, jnp.dtype(dtype), remat, every_layer)
+
+
+def build(config: dict, source: str = "config") -> RewardModel:
+    """The model that a `config.json` describes; allocates no memory.
+
+    `source` names the config in errors. Raises InputError for an unknown family, a key of the wrong type, and
+    what the family's module cannot compute.
+    """
+    settings, family = read_settings(config, source), config["model_type"]
+    abstract = nnx.eval_shape(lambda: FAMILIES[family].Network(settings, nnx.Rngs(0)))
+    limit = FAMILIES[family].max_positions(settings)
+    return RewardModel(family, config, nnx.graphdef(abstract), limit)
+
+
+def abstract_params(model: RewardModel) -> dict:
+    """The parameters as a nested dict of `jax.ShapeDtypeStruct`."""
+    return jax.eval_shape(lambda key: init(model, key), jax.random.key(0))
+
+
+def init(model: RewardModel, key) -> dict:
+    """Random parameters as transformers draws them: normal(initializer_range), zero biases, ones for norms; float32."""
+    settings = read_settings(model.config, "config")
+    network = FAMILIES[model.family].Network(settings, nnx.Rngs(params=key))
+    return nnx.to_pure_dict(nnx.state(network))
+
+
+def read_settings(config: dict, source: str):
+    """The family's `Settings` from a `config.json`, checked; raises InputError."""
+    family = config.get("model_type")
+    if family not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise InputError(f"{source}: unknown model family {family!r} (model_type in config.json); known: {known}")
+    kinds = {field.name: field.type for field in dataclasses.fields(FAMILIES[family].Settings)}
+    stated = {name: config[name] for name in kinds if name in config}
+    for name, value in stated.items():
+        accepted = kinds[name] | int if kinds[name] in (float, float | None) else kinds[name]
+        if not isinstance(value, accepted):
+            raise InputError(f"{source}: {name} is {value!r} in config.json; expected {kinds[name]}")
+    frozen = {name: tuple(value) if isinstance(value, list) else value for name, value in stated.items()}
+    settings = FAMILIES[family].Settings(**frozen)
+    problem = dimension_problem(settings) or FAMILIES[family].unsupported(settings)
+    if problem:
+        raise InputError(f"{source}: not supported: {problem}")
+    return settings
+
+
+def dimension_problem(settings) -> str | None:
+    """What is wrong with the sizes and activations that all families have, or None."""
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
+        if getattr(settings, name) < 1:
+            return f"{name} {getattr(settings, name)}"
+    if settings.hidden_size % settings.num_attention_heads:
+        return f"hidden_size {settings.hidden_size}, not a multiple of {settings.num_attention_heads} attention heads"
+    if settings.hidden_act not in layers.ACTIVATIONS:
+        return f"hidden_act {settings.hidden_act!r} (known: {', '.join(layers.ACTIVATIONS)})"
+    return None

@@ -1,0 +1,53 @@
+"""Relative positions of DeBERTa: the row of the table for each distance, and what it adds to the attention scores.
+
+Segments are contiguous, so within a segment the distance of two positions is that of their columns: one `[T, T]` index
+serves all rows of a batch, packed or not.
+"""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+
+
+def bucket(distance, buckets: int, largest: int):
+    """Log bucket of `distance = query - key` (numpy int array): itself up to `buckets / 2`, then ever wider buckets.
+
+    As in transformers' `make_log_bucket_position`, in float32 like there: the ceiling makes rounding visible.
+    """
+    middle = buckets // 2
+    far = np.maximum(np.abs(distance), middle).astype(np.float32)
+    scale = np.log(np.float32((largest - 1) / middle))
+    steps = np.ceil(np.log(far / np.float32(middle)) / scale * np.float32(middle - 1)).astype(np.int64)
+    return np.where(np.abs(distance) <= middle, distance, np.sign(distance) * (middle + steps))
+
+
+def table_rows(length: int, span: int, buckets: int, largest: int):
+    """Which rows of a table of `2 * span` rows a text row of `length` columns needs: (first, end, index `[T, T]`).
+
+    `index[query, key]` counts from `first`. Without buckets (below 1) every distance has a row; distances beyond the
+    table share its outer rows.
+    """
+    distance = np.arange(1 - length, length)
+    if buckets > 0:
+        distance = bucket(distance, buckets, largest)
+    rows = np.clip(distance + span, 0, 2 * span - 1)
+    columns = jnp.arange(length)
+    index = jnp.asarray(rows - rows[0], jnp.int32)[columns[:, None] - columns[None, :] + length - 1]
+    return int(rows[0]), int(rows[-1]) + 1, index
+
+
+def attention_bias(query, keys, position_key, position_query, index):
+    """The relative terms of the attention scores, before scaling: float32 `[R, H, T, T]`.
+
+    `query`, `keys` are `[R, T, H, K]`; `position_key` (for c2p) and `position_query` (for p2c) are projected rows of
+    the relative table `[P, H, K]`, or None for a model without the term; `index [T, T]` is the row of a query and key.
+    """
+    bias = jnp.zeros((), jnp.float32)
+    product = functools.partial(jnp.einsum, "rthd,phd->rhtp", preferred_element_type=jnp.float32)
+    gather = functools.partial(jnp.take_along_axis, axis=-1, mode="promise_in_bounds")
+    if position_key is not None:
+        bias = bias + gather(product(query, position_key), index[None, None])
+    if position_query is not None:  # gathered per key, then turned to [query, key]
+        bias = bias + gather(product(keys, position_query), index.T[None, None]).swapaxes(-1, -2)
+    return bias

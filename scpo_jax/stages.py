@@ -1,0 +1,400 @@
+"""The stages of a run from preferences to one reward model per group. Each reads files, writes files, can be resumed."""
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scpo_jax import checkpoint, logs, score, scpo, train_reward
+from scpo_jax.checkpoint import Loaded, TrainingState
+from scpo_jax.data import encoding, global_opinions, jsonl, preferences, prism, simulated, vocabulary
+from scpo_jax.errors import InputError
+from scpo_jax.models import hf, module
+from scpo_jax.train_reward import Pairs
+from scpo_jax.workdir import Workdir, digest, slugs_of
+
+BATCHES_PER_PART = 100  # scores are on disk after so many batches
+STANDARDISED_ON = 512  # training texts whose scores give a checkpoint's mean and standard deviation
+
+
+def read_source(config, workdir: Workdir) -> preferences.Source:
+    """All pairs of the data source, unsplit; a simulated world is written first."""
+    data = config.data
+    groups = wanted_groups(config)
+    if data.source == "jsonl":
+        return jsonl.read(data.path, group_by=data.group_by, groups=groups, columns=data.columns.to_dict())
+    if data.source == "global_opinions":
+        path = global_opinions.fetch(data.path)
+        return global_opinions.read(
+            path, groups=groups, min_gap=data.min_share_gap, max_pairs=data.max_pairs_per_cell
+        )
+    if data.source == "simulated":
+        world = data.simulated
+        simulated.write(
+            workdir.simulated,
+            users_per_group=world.users_per_group,
+            cultural_strength=world.cultural_strength,
+            extreme_share=world.extreme_share,
+            seed=train_reward.derived_seed(config.seed, "world") if world.seed < 0 else world.seed,
+        )
+        folder = workdir.simulated
+    else:
+        folder = prism.fetch(data.path, data.revision)
+    return prism.read(folder, group_by=data.group_by, groups=groups)
+
+
+def wanted_groups(config) -> tuple[str, ...]:
+    """Groups whose pairs the run needs, () for all; also those that only train the global RM."""
+    steered = preferences.group_names(config.data.groups)
+    return tuple(dict.fromkeys([*steered, *majority_groups(config)])) if steered else ()
+
+
+def majority_groups(config) -> tuple[str, ...]:
+    """Groups named to train the global RM; () when it is not trained here, or on all."""
+    return preferences.group_names(config.global_rm.groups) if config.global_rm.train else ()
+
+
+def steered_groups(config, table: pa.Table) -> list[str]:
+    """Groups that get a reward model, in the order of the config or of appearance: not those of the majority."""
+    named = preferences.group_names(config.data.groups)
+    if named:
+        return list(named)
+    present = dict.fromkeys(table["group"].to_pylist())
+    return [group for group in present if group not in majority_groups(config)]
+
+
+def prepare(config, workdir: Workdir) -> None:
+    """Reads the data source into one table of pairs, splits it by user, and settles on a tokenizer."""
+    data = config.data
+    source = read_source(config, workdir)
+    check_group_names(config, source.groups)
+    seed = train_reward.derived_seed(config.seed, "split") if data.split_seed < 0 else data.split_seed
+    table, split, summary = preferences.build(
+        source,
+        groups=wanted_groups(config),
+        min_users=data.min_users,
+        test_size=data.test_size,
+        split_seed=seed,
+        max_dropped=data.max_dropped,
+    )
+    tokenizer = make_tokenizer(config, table)
+    hf.save_tokenizer(tokenizer, workdir.tokenizer)
+    summary["known_groups"] = sorted(source.groups)
+    summary["cut_texts"] = count_cut(config, tokenizer, table)
+    preferences.write_table(table, workdir.pairs)
+    workdir.write_json(workdir.split, split)
+    workdir.write_json(workdir.summary, summary)
+
+
+def check_group_names(config, existing: list[str]) -> None:
+    """Refuses names of groups that the data do not have."""
+    preferences.check_groups(preferences.group_names(config.data.groups), existing)
+    preferences.check_groups(majority_groups(config), existing, "config.global_rm.groups")
+    preferences.check_groups(tuple(group for group, _, _ in config.per_group), existing, "config.per_group")
+
+
+def make_tokenizer(config, table: pa.Table):
+    """The model's tokenizer; for a model from scratch one made of the training texts."""
+    if config.model.name_or_path:
+        return load_start(config).tokenizer
+    rows = table.filter(pa.compute.equal(table["split"], "train")).to_pydict()
+    texts = [*rows["prompt"], *rows["chosen"], *rows["rejected"]]
+    return vocabulary.make_tokenizer(texts, config.model.scratch.vocab_size, config.model.max_length)
+
+
+def count_cut(config, tokenizer, table: pa.Table) -> int:
+    """Number of distinct texts longer than max_length, which training (and, for encoding="pair", scoring) cuts."""
+    rows = table.to_pydict()
+    texts = score.distinct_texts((rows["prompt"], rows["chosen"]), (rows["prompt"], rows["rejected"]))
+    return sum(text.cut > 0 for text in encode(config, tokenizer, texts, training=True).values())
+
+
+def encode(config, tokenizer, texts: dict[str, tuple[str, str]], training: bool) -> dict[str, encoding.Text]:
+    """text key -> encoded text."""
+    if not texts:
+        return {}
+    prompts, responses = zip(*texts.values(), strict=True)
+    function = encoding.encode_for_training if training else encoding.encode_for_scoring
+    encoded = function(tokenizer, prompts, responses, config.model.max_length, config.model.encoding)
+    return dict(zip(texts, encoded, strict=True))
+
+
+def load_start(config) -> Loaded:
+    """The model the run starts from: config.model, with a fresh head or from scratch if it says so."""
+    settings = config.model
+    if settings.name_or_path and checkpoint.is_checkpoint(settings.name_or_path):
+        return checkpoint.load(settings.name_or_path)
+    folder = hf.resolve(settings.name_or_path, settings.revision)
+    key = jax.random.key(train_reward.derived_seed(config.seed, "head")) if settings.fresh_head else None
+    model, params = hf.load(folder, fresh_head_key=key)
+    return Loaded(model, params, hf.load_tokenizer(folder), {})
+
+
+def from_scratch(config, tokenizer) -> Loaded:
+    """A BERT with random weights."""
+    settings = config.model.scratch.to_dict()
+    dropout = settings.pop("dropout")
+    description = {
+        "model_type": "bert",
+        **settings,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": config.model.max_length,
+        "type_vocab_size": 2,
+        "pad_token_id": tokenizer.pad_token_id,
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+    }
+    model = module.build(description)
+    params = module.init(model, jax.random.key(train_reward.derived_seed(config.seed, "scratch")))
+    return Loaded(model, params, tokenizer, {})
+
+
+def card_of(config, **own) -> dict:
+    """What a checkpoint says of itself."""
+    settings = config.model
+    return {"max_length": settings.max_length, "encoding": settings.encoding, "dtype": settings.dtype, **own}
+
+
+def train_global(config, workdir: Workdir) -> None:
+    """Trains the global RM by plain Bradley-Terry on the majority's pairs, if the config says so."""
+    if not config.global_rm.train:
+        logs.say(f"global: {config.model.name_or_path} is the global reward model, nothing to train")
+        return
+    table = preferences.read_table(workdir.pairs)
+    groups = majority_groups(config) or steered_groups(config, table)
+    rows = [row for row in table.to_pylist() if row["split"] == "train" and row["group"] in groups]
+    if not rows:
+        raise InputError(f"the global RM has no training pair of {', '.join(groups)}: see config.global_rm.groups")
+    tokenizer = hf.load_tokenizer(workdir.tokenizer)
+    start = load_start(config) if config.model.name_or_path else from_scratch(config, tokenizer)
+    trainer = Trainer(config, workdir, start, rows)
+    options = train_reward.global_options_from(config)
+    pairs = trainer.pairs(rows, np.ones(len(rows), np.float32))
+    trained = trainer.train("global", pairs, options, None)
+    card = card_of(config, method="global", group="", steps=trained.step, pairs=len(rows), groups=list(groups))
+    trainer.save(workdir.global_checkpoint, "global", trained, card, pairs)
+
+
+def load_global(config, workdir: Workdir) -> Loaded:
+    """The global RM of a run."""
+    return checkpoint.load(workdir.global_checkpoint) if config.global_rm.train else load_start(config)
+
+
+def score_global(config, workdir: Workdir) -> None:
+    """Scores every distinct text with the global RM. What was scored before an interruption is not scored again."""
+    table = preferences.read_table(workdir.pairs)
+    rows = table.to_pylist()
+    steered = set(steered_groups(config, table))
+    rows = [row for row in rows if row["group"] in steered or row["split"] == "test"]
+    loaded = load_global(config, workdir)
+    texts = texts_of(rows)
+    parts = workdir.scores.parent / f"parts-{workdir.record()['stages']['score']['fingerprint'][:12]}"
+    known = read_scores(parts.glob("*.parquet")) if parts.exists() else {}
+    missing = {key: text for key, text in texts.items() if key not in known}
+    encoded = encode(config, loaded.tokenizer, missing, training=False)
+    score.check_length(list(encoded.values()), loaded.model)
+    function = score.score_function(loaded.model, config.model.dtype)
+    progress = logs.Progress(len(texts), "score", "text")
+    progress.add(len(texts) - len(missing))
+    fresh, keys = {}, list(encoded)
+    for number, (indices, values) in enumerate(
+        score.score_batches(function, loaded.params, list(encoded.values())), start=1
+    ):
+        fresh |= {keys[i]: value for i, value in zip(indices, values, strict=True)}
+        progress.add(len(indices))
+        if number % BATCHES_PER_PART == 0:
+            write_scores(parts / f"{len(known) + len(fresh):09}.parquet", fresh)
+            known, fresh = known | fresh, {}
+    progress.close()
+    check_finite(known | fresh, texts)
+    write_scores(workdir.scores, {key: (known | fresh)[key] for key in texts})
+    if parts.exists():
+        parts.rmtree()
+
+
+def texts_of(rows: list[dict]) -> dict[str, tuple[str, str]]:
+    """text key -> (prompt, response) of both sides of pairs."""
+    prompts = [row["prompt"] for row in rows]
+    sides = [(prompts, [row[side] for row in rows]) for side in ("chosen", "rejected")]
+    return score.distinct_texts(*sides)
+
+
+def read_scores(paths) -> dict[str, np.float32]:
+    """text key -> reward of score files; a file cut off by a crash is left out."""
+    scores = {}
+    for path in sorted(paths):
+        with path.open("rb") as file:
+            columns = pq.read_table(file).to_pydict()
+        scores |= zip(columns["key"], np.asarray(columns["reward"], np.float32), strict=True)
+    return scores
+
+
+def write_scores(path, scores: dict[str, np.float32]) -> None:
+    """Writes text key -> reward, whole or not at all."""
+    preferences.write_table(pa.table({"key": list(scores), "reward": pa.array(scores.values(), pa.float32())}), path)
+
+
+def check_finite(scores: dict[str, np.float32], texts: dict[str, tuple[str, str]]) -> None:
+    """Refuses scores that are not numbers, which would keep or drop pairs at random."""
+    bad = [key for key, value in scores.items() if not np.isfinite(value)]
+    if bad:
+        prompt, response = texts[bad[0]]
+        raise InputError(
+            f"the global RM gives {len(bad)} of {len(scores)} texts no finite score, the first is prompt {prompt[:60]!r} "
+            f"with response {response[:60]!r}: check the model, or use config.model.dtype=float32"
+        )
+
+
+def select(config, workdir: Workdir) -> None:
+    """Records for every pair of the steered groups what the global RM says of it, and whether it is kept at what weight."""
+    table = preferences.read_table(workdir.pairs)
+    steered = steered_groups(config, table)
+    rows = [row for row in table.to_pylist() if row["group"] in steered]
+    scores = read_scores([workdir.scores])
+    chosen, rejected = (
+        np.array([scores[score.text_key(row["prompt"], row[side])] for row in rows], np.float32)
+        for side in ("chosen", "rejected")
+    )
+    kept, weights = np.zeros(len(rows), bool), np.zeros(len(rows), np.float32)
+    groups, is_train = np.array([row["group"] for row in rows]), np.array([row["split"] == "train" for row in rows])
+    for group in steered:
+        tau, beta = (override(config, group, key, config.scpo[key]) for key in ("tau", "beta"))
+        own = groups == group
+        kept |= own & np.where(is_train, scpo.keep(chosen, rejected, tau), scpo.keep(chosen, rejected, config.scpo.tau_test))
+        weights = np.where(own, scpo.weight(chosen, rejected, beta), weights)
+    columns = {key: [row[key] for row in rows] for key in ("pair_id", "group", "split")}
+    columns |= {
+        "ref_chosen": pa.array(chosen),
+        "ref_rejected": pa.array(rejected),
+        "p_global": pa.array(scpo.global_probability(chosen, rejected).astype(np.float32)),
+        "keep": pa.array(kept),
+        "weight": pa.array(weights.astype(np.float32)),
+    }
+    preferences.write_table(pa.table(columns), workdir.selection)
+
+
+def override(config, group: str, key: str, default):
+    """The value of `key` for a group: of config.per_group, else the default."""
+    return next((value for name, own, value in config.per_group if (name, own) == (group, key)), default)
+
+
+class Trainer:
+    """Trains reward models from one set of initial parameters, with one compiled step for all of them."""
+
+    def __init__(self, config, workdir: Workdir, start: Loaded, rows: list[dict]):
+        self._config, self._workdir, self._start = config, workdir, start
+        self._texts = encode(config, start.tokenizer, texts_of(rows), training=True)
+        score.check_length(list(self._texts.values()), start.model)
+        self._score = score.score_function(start.model, config.model.dtype)
+        self._steps, self._metrics = {}, logs.MetricsLog(workdir.root)
+
+    def pairs(self, rows: list[dict], weights: np.ndarray) -> Pairs:
+        """Encoded pairs of rows of the preference table."""
+        sides = [
+            [self._texts[score.text_key(row["prompt"], row[side])] for row in rows] for side in ("chosen", "rejected")
+        ]
+        margins = np.array([row.get("margin") or 0.0 for row in rows], np.float32)
+        return Pairs(*sides, weights, margins)
+
+    def train(self, name: str, pairs: Pairs, options, validation: Pairs | None) -> train_reward.Trained:
+        """Trains the RM called `name`, or goes on with it."""
+        program = (options.weight_decay, options.max_grad_norm, options.center_rewards_coefficient)
+        if program not in self._steps:
+            self._steps[program] = train_reward.make_step(self._start.model, options)
+        saving = self._config.checkpoint
+        state = TrainingState(self._workdir.training / name, saving.keep) if saving.every_steps else None
+        if state:
+            self._metrics.forget(name, state.latest())
+        judged = validation and train_reward.Validation(self._score, validation.chosen, validation.rejected)
+        progress = logs.Progress(options.max_steps, f"train {name}", "step")
+        with self._metrics.open(name) as log:
+
+            def log_step(step: int, metrics: dict) -> None:
+                log(step, metrics)
+                progress.add(1)
+
+            trained = train_reward.train(
+                self._steps[program], self._start.params, pairs, options,
+                log=log_step, state=state, save_every=saving.every_steps, validation=judged,
+            )  # fmt: skip
+        progress.close()
+        if state:
+            state.close()
+        return trained
+
+    def save(self, folder, name: str, trained: train_reward.Trained, card: dict, pairs: Pairs) -> None:
+        """Writes the checkpoint of a trained RM, after which its training state is not needed any more."""
+        sample = [*pairs.chosen, *pairs.rejected][:: max(2 * len(pairs.weights) // STANDARDISED_ON, 1)]
+        scores = score.score_texts(self._score, trained.params, sample)
+        card = {**card, "score_mean": float(scores.mean()), "score_std": float(scores.std())}
+        checkpoint.save(folder, Loaded(self._start.model, trained.params, self._start.tokenizer, card))
+        state = self._workdir.training / name
+        if state.exists():
+            state.rmtree()
+
+
+def train(config, workdir: Workdir) -> None:
+    """Trains one RM per method and group from the global RM, on what the selection says."""
+    table = preferences.read_table(workdir.pairs)
+    steered = steered_groups(config, table)
+    selection = {row["pair_id"]: row for row in preferences.read_table(workdir.selection).to_pylist()}
+    rows = [row for row in table.to_pylist() if row["split"] == "train" and row["pair_id"] in selection]
+    slugs, jobs = slugs_of(steered), []
+    for group in steered:
+        own = [row for row in rows if row["group"] == group]
+        if not own:
+            logs.say(f"train: {group} has no training pair, skipped")
+            continue
+        jobs += [(method, group, own) for method in config.scpo.methods]
+    remove_other_checkpoints(workdir, {(method, slugs[group]) for method, group, _ in jobs})
+    if not jobs:
+        return
+    trainer = Trainer(config, workdir, load_global(config, workdir), rows)
+    upstream = workdir.record()["stages"]["score"]["fingerprint"]
+    for method, group, own in jobs:
+        train_one(config, workdir, trainer, method, group, own, selection, slugs[group], upstream)
+
+
+def train_one(config, workdir, trainer: Trainer, method, group, rows, selection, slug: str, upstream: str) -> None:
+    """Trains the RM of a group by a method, unless its checkpoint already stands."""
+    options = train_reward.options_from(config, group)
+    rows, held_out = hold_out(rows, config.train.validation_size if options.eval_every else 0.0, options.seed)
+    picked = [selection[row["pair_id"]] for row in rows]
+    columns = [np.array([row[key] for row in picked]) for key in ("keep", "weight", "ref_chosen", "ref_rejected")]
+    mask, weights = scpo.training_set(method, *columns, np.random.default_rng(options.seed))
+    rows = [row for row, used in zip(rows, mask, strict=True) if used]
+    name = f"{method}/{slug}"
+    if not rows:
+        logs.say(f"train: {name} keeps no pair, skipped")
+        return
+    inputs = [[row["pair_id"] for row in rows], weights[mask].tolist(), [row["pair_id"] for row in held_out]]
+    fingerprint = digest([upstream, dict(vars(options)), inputs])
+    folder = workdir.checkpoints / method / slug
+    if checkpoint.load_card(folder).get("fingerprint") == fingerprint:
+        return
+    pairs = trainer.pairs(rows, weights[mask])
+    validation = trainer.pairs(held_out, np.ones(len(held_out), np.float32)) if held_out else None
+    trained = trainer.train(name, pairs, options, validation)
+    card = card_of(config, method=method, group=group, steps=trained.step, pairs=len(rows), fingerprint=fingerprint)
+    card |= {"tau": override(config, group, "tau", config.scpo.tau), "beta": override(config, group, "beta", config.scpo.beta)}
+    trainer.save(folder, name, trained, card, pairs)
+
+
+def hold_out(rows: list[dict], share: float, seed: int) -> tuple[list[dict], list[dict]]:
+    """(rows to train on, rows of held-out users): a share of the users, the same for every method."""
+    if not share:
+        return rows, []
+    train, held_out = preferences.split_units(list(dict.fromkeys(row["user_id"] for row in rows)), share, seed)
+    if not train:
+        return rows, []
+    held_out = set(held_out)
+    return [r for r in rows if r["user_id"] not in held_out], [r for r in rows if r["user_id"] in held_out]
+
+
+def remove_other_checkpoints(workdir: Workdir, wanted: set[tuple[str, str]]) -> None:
+    """Removes RMs of methods and groups that the config no longer names: they would pass for this run's."""
+    for method in workdir.methods():
+        for path in (workdir.checkpoints / method).iterdir():
+            if (method, path.name) not in wanted:
+                path.rmtree()
+

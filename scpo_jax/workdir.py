@@ -1,0 +1,94 @@
+"""The files of a run: which stages ran under which configuration, and the reward models they left."""
+
+import hashlib
+import json
+
+from etils import epath
+
+from scpo_jax import checkpoint
+from scpo_jax.data import preferences
+from scpo_jax.errors import InputError
+
+SCHEMA_VERSION = 1
+
+
+def digest(value) -> str:
+    """32 hex digits that name a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def is_workdir(folder: epath.PathLike) -> bool:
+    """Whether `scpo run` worked in a folder."""
+    return (epath.Path(folder) / "run.json").exists()
+
+
+class Workdir:
+    """Paths under a working directory, and its record `run.json`."""
+
+    def __init__(self, folder: epath.PathLike):
+        self.root = epath.Path(folder)
+        self.pairs = self.root / "data" / "pairs.parquet"
+        self.split = self.root / "data" / "split.json"
+        self.summary = self.root / "data" / "summary.json"
+        self.tokenizer = self.root / "data" / "tokenizer"
+        self.simulated = self.root / "data" / "simulated"
+        self.scores = self.root / "scores" / "global.parquet"
+        self.selection = self.root / "selection.parquet"
+        self.checkpoints = self.root / "checkpoints"
+        self.global_checkpoint = self.checkpoints / "global"
+        self.training = self.checkpoints / "training"
+        self.reports = self.root / "reports"
+        self.test_scores = self.reports / "test_scores.parquet"
+
+    def record(self) -> dict:
+        """`run.json`, or the record of a folder in which nothing ran yet."""
+        path = self.root / "run.json"
+        if not path.exists():
+            return {"schema_version": SCHEMA_VERSION, "stages": {}}
+        try:
+            record = json.loads(path.read_text())
+        except ValueError as error:
+            raise InputError(f"{path} is not JSON ({error}): is this a working directory of scpo?") from error
+        if record.get("schema_version") != SCHEMA_VERSION:
+            raise InputError(
+                f"{path} has schema {record.get('schema_version')}, this version reads {SCHEMA_VERSION}: use another --workdir"
+            )
+        return record
+
+    def write_record(self, record: dict) -> None:
+        """Replaces `run.json`."""
+        self.write_json(self.root / "run.json", record)
+
+    def write_json(self, path: epath.Path, value) -> None:
+        """Writes a JSON file whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.parent / f"{path.name}.partial"
+        partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        partial.replace(path)
+
+    def checkpoint_of(self, method: str, group: str, slugs: dict[str, str]) -> epath.Path:
+        """Folder of a group's reward model."""
+        return self.checkpoints / method / slugs[group]
+
+    def methods(self) -> list[str]:
+        """Methods that have checkpoints, without the global model."""
+        if not self.checkpoints.exists():
+            return []
+        return sorted(path.name for path in self.checkpoints.iterdir() if path.name not in ("global", "training"))
+
+    def groups(self, method: str) -> dict[str, epath.Path]:
+        """group -> checkpoint of a method."""
+        folder = self.checkpoints / method
+        if not folder.exists():
+            existing = ", ".join(["global", *self.methods()])
+            raise InputError(f"{self.root} has no method {method!r}: it has {existing}")
+        found = {}
+        for path in sorted(folder.iterdir()):
+            if checkpoint.is_checkpoint(path):
+                found[checkpoint.load_card(path)["group"]] = path
+        return found
+
+
+def slugs_of(groups) -> dict[str, str]:
+    """group -> folder name."""
+    return preferences.slugs(list(groups))
