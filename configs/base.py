@@ -7,7 +7,8 @@
         config.scpo.tau = 0.6
         return config
 
-Defaults are the paper's (arXiv 2606.18606). On the command line: --config.scpo.tau=0.6, --config.data.groups=Chile,Mexico
+Defaults are the paper's (arXiv 2606.18606). On the command line:
+--config.scpo.tau=0.6, --config.data.groups="South Africa,Mexico"
 """
 
 import ml_collections
@@ -83,7 +84,8 @@ def data() -> ConfigDict:
 
 
 JSONL_COLUMNS = (
-    "prompt", "chosen", "rejected", "group", "user_id", "interaction_id", "pair_id", "chosen_id", "rejected_id", "margin",
+    "prompt", "chosen", "rejected", "group", "user_id", "interaction_id", "pair_id", "chosen_id", "rejected_id",
+    "margin",
 )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """The whole method in a small simulated world, offline, in about three minutes on two cores.
 
-    scpo run --config=configs/demo.py --workdir=runs/demo
+scpo run --config=configs/demo.py --workdir=runs/demo
 """
 
 from scpo_jax.configs import base

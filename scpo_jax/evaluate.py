@@ -110,16 +110,27 @@ def records(groups: dict[str, TestPairs], method: str) -> dict:
     """{group: {"all": A, "edited": A, "agreed": A}} of a method."""
     return {
         group: {
-            which: metrics.accuracy_record(pairs.margins[method], pairs.counts, pairs.subset(which)) for which in SUBSETS
+            which: metrics.accuracy_record(pairs.margins[method], pairs.counts, pairs.subset(which))
+            for which in SUBSETS
         }
         for group, pairs in scored(groups, method).items()
     }
 
 
+def correct_by(method: str):
+    """The function pairs -> 1.0 where `method` is right, `[B]`."""
+    return lambda pairs: pairs.correct(method)
+
+
+def advantage(method: str, other: str):
+    """The function pairs -> correct by `method` minus correct by `other`, `[B]`."""
+    return lambda pairs: pairs.correct(method) - pairs.correct(other)
+
+
 def macro(groups: dict[str, TestPairs], methods: Sequence[str]) -> dict:
     """{method: {"all", "edited", "agreed": mean over groups with an interval}}."""
     return {
-        method: {which: mean_over_groups(scored(groups, method), lambda p: p.correct(method), which) for which in SUBSETS}
+        method: {which: mean_over_groups(scored(groups, method), correct_by(method), which) for which in SUBSETS}
         for method in methods
     }
 
@@ -127,14 +138,14 @@ def macro(groups: dict[str, TestPairs], methods: Sequence[str]) -> dict:
 def gain(groups: dict[str, TestPairs], method: str) -> dict:
     """Accuracy of a method minus that of the global RM, mean over groups, paired, per subset of the pairs."""
     groups = scored(groups, method)
-    return {
-        which: mean_over_groups(groups, lambda p: p.correct(method) - p.correct("global"), which) for which in SUBSETS
-    }
+    return {which: mean_over_groups(groups, advantage(method, "global"), which) for which in SUBSETS}
 
 
 def mean_over_groups(groups: dict[str, TestPairs], values, which: str) -> dict | None:
     """Mean over groups of the mean of `values(pairs)` over a subset; None without any such pair."""
-    parts = [(values(pairs)[mask], pairs.counts[:, mask]) for pairs in groups.values() if (mask := pairs.subset(which)).any()]
+    parts = [
+        (values(pairs)[mask], pairs.counts[:, mask]) for pairs in groups.values() if (mask := pairs.subset(which)).any()
+    ]
     return metrics.mean_difference(*zip(*parts, strict=True)) if parts else None
 
 
@@ -157,14 +168,23 @@ def truth(config, workdir: Workdir, groups: dict[str, TestPairs], rows: Sequence
     for pairs in groups.values():
         pairs.margins["truth"] = true_margins(pairs.rows, utilities)
     bayes = {
-        group: {which: float(pairs.correct("truth")[pairs.subset(which)].mean()) for which in ("all", "agreed") if pairs.subset(which).any()}
+        group: {
+            which: float(pairs.correct("truth")[pairs.subset(which)].mean())
+            for which in ("all", "agreed")
+            if pairs.subset(which).any()
+        }
         for group, pairs in groups.items()
     }
     gap = {
-        method: mean_over_groups(scored(groups, method), lambda p: p.correct("truth") - p.correct(method), "agreed")
+        method: mean_over_groups(scored(groups, method), advantage("truth", method), "agreed")
         for method in config.scpo.methods
     }
-    return {"bayes": bayes, "macro_bayes": macro(groups, ["truth"])["truth"], "agreed_gap_to_truth": gap, "majority": majority}
+    return {
+        "bayes": bayes,
+        "macro_bayes": macro(groups, ["truth"])["truth"],
+        "agreed_gap_to_truth": gap,
+        "majority": majority,
+    }
 
 
 def true_margins(rows: Sequence[dict], utilities: dict[str, float]) -> np.ndarray:
@@ -181,7 +201,9 @@ def baselines(config, table: pa.Table, groups: dict[str, TestPairs]) -> dict:
     option_text, contested = {}, {}
     orders = {}
     for row in table.to_pylist():
-        orders.setdefault((row["interaction_id"], frozenset((row["chosen"], row["rejected"]))), set()).add(row["chosen"])
+        orders.setdefault((row["interaction_id"], frozenset((row["chosen"], row["rejected"]))), set()).add(
+            row["chosen"]
+        )
     for group, pairs in groups.items():
         pairs.margins["option_text"] = np.array([rate(row["chosen"]) - rate(row["rejected"]) for row in pairs.rows])
         option_text[group] = metrics.accuracy_record(pairs.margins["option_text"], pairs.counts)
@@ -211,7 +233,7 @@ def percent_report(groups: dict[str, TestPairs], methods: Sequence[str], which: 
         mask = pairs.subset(which)
         scored_by = {name: method for name, method in names.items() if method in pairs.margins}
         report[group] = {
-            name: 100 * int(pairs.correct(method)[mask].sum()) / int(mask.sum()) if mask.any() else None
+            name: int(pairs.correct(method)[mask].sum()) / int(mask.sum()) * 100 if mask.any() else None
             for name, method in scored_by.items()
         }
     means = {name: [row[name] for row in report.values() if row.get(name) is not None] for name in names}
@@ -233,7 +255,13 @@ def edited_ratios(selection: Sequence[dict], groups: Sequence[str]) -> dict:
 def write_test_scores(workdir: Workdir, groups: dict[str, TestPairs]) -> None:
     """Writes the margin R+ - R- of every test pair by every method, the raw material of all reports."""
     rows = [
-        {"pair_id": row["pair_id"], "group": group, "user_id": row["user_id"], "method": method, "margin": float(margin)}
+        {
+            "pair_id": row["pair_id"],
+            "group": group,
+            "user_id": row["user_id"],
+            "method": method,
+            "margin": float(margin),
+        }
         for group, pairs in groups.items()
         for method, margins in pairs.margins.items()
         for row, margin in zip(pairs.rows, margins, strict=True)

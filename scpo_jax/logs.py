@@ -72,7 +72,7 @@ class TrainingLog:
         self._board = tensorboardX.SummaryWriter(str(events))
 
     def __call__(self, step: int, metrics: dict) -> None:
-        if step % self._every and step != 1 and "validation_loss" not in metrics:
+        if step % self._every and step != 1 and "validation_accuracy" not in metrics:
             return
         self._lines.append(json.dumps({"training": self._name, "step": step, **metrics}) + "\n")
         for key, value in metrics.items():
@@ -98,4 +98,3 @@ def _parsed(line: str) -> dict | None:
         return json.loads(line)
     except ValueError:  # the line was cut off when the process was killed
         return None
-

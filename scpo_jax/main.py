@@ -47,7 +47,7 @@ def _define_run(values: flags.FlagValues) -> None:
 
 
 def _run(values: flags.FlagValues, command: str) -> None:
-    from scpo_jax import pipeline
+    from scpo_jax import pipeline, plan
     from scpo_jax.workdir import Workdir
 
     _require(values, "config", "workdir")
@@ -61,21 +61,25 @@ def _define_model(values: flags.FlagValues) -> None:
     flags.DEFINE_string("model", None, "hub id, Hugging Face folder, checkpoint or workdir", flag_values=values)
     flags.DEFINE_string("method", "scpo", "of a workdir: the method whose models answer, or global", flag_values=values)
     flags.DEFINE_string("revision", "", "of a hub id", flag_values=values)
-    flags.DEFINE_integer("max_length", None, "tokens of prompt and response; default the model's own", flag_values=values)
+    flags.DEFINE_integer(
+        "max_length", None, "tokens of prompt and response; default the model's own", flag_values=values
+    )
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "compute type", flag_values=values)
 
 
 def _define_score(values: flags.FlagValues) -> None:
     _define_model(values)
-    flags.DEFINE_string("input", None, "JSON lines with prompt and response, or chosen and rejected", flag_values=values)
+    flags.DEFINE_string(
+        "input", None, "JSON lines with prompt and response, or chosen and rejected", flag_values=values
+    )
     flags.DEFINE_string("output", None, "JSON lines to write: the input's fields and the scores", flag_values=values)
 
 
 def _score(values: flags.FlagValues, command: str) -> None:
-    from scpo_jax import score_file
+    from scpo_jax import files
 
     _require(values, "model", "input", "output")
-    score_file.score_file(_judge(values), values.input, values.output)
+    files.score_file(_judge(values), values.input, values.output)
 
 
 def _define_evaluate(values: flags.FlagValues) -> None:
@@ -85,10 +89,10 @@ def _define_evaluate(values: flags.FlagValues) -> None:
 
 
 def _evaluate(values: flags.FlagValues, command: str) -> None:
-    from scpo_jax import evaluate_file
+    from scpo_jax import files
 
     _require(values, "model", "data", "output")
-    evaluate_file.evaluate_file(_judge(values), values.data, values.output)
+    files.evaluate_file(_judge(values), values.data, values.output)
 
 
 def _judge(values: flags.FlagValues):
@@ -105,10 +109,10 @@ def _define_export(values: flags.FlagValues) -> None:
 
 
 def _export(values: flags.FlagValues, command: str) -> None:
-    from scpo_jax import checkpoint
+    from scpo_jax import judge
 
     _require(values, "checkpoint", "output")
-    checkpoint.export(values.checkpoint, values.output)
+    judge.export(values.checkpoint, values.output)
 
 
 COMMANDS = {
@@ -140,7 +144,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         if name not in COMMANDS:
             known = ", ".join(COMMANDS)
-            raise InputError(f"unknown command {name!r}: it is one of {known}" if name else f"no command: it is one of {known}")
+            raise InputError(
+                f"unknown command {name!r}: it is one of {known}" if name else f"no command: it is one of {known}"
+            )
         values = _parse(name, [argv[0], *argv[2:]])
         if values is not None:
             COMMANDS[name].run(values, " ".join(["scpo", *argv[1:]]))

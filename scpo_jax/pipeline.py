@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-from etils import epath
 
-from scpo_jax import __version__, evaluate, logs, optimizer, report, scpo, stages
+from scpo_jax import __version__, evaluate, logs, optimizer, report, scpo, stages, train_groups
 from scpo_jax.data import encoding, preferences
 from scpo_jax.errors import InputError
 from scpo_jax.workdir import Workdir, digest
@@ -27,15 +26,14 @@ class Stage(NamedTuple):
     keys: tuple[str, ...]
 
 
-TRAINING = ("seed", "train.", "model.dtype", "checkpoint.")
 STAGES = {
     "prepare": Stage(stages.prepare, (), ("data.", "seed", "model.name_or_path", "model.revision", "model.max_length",
                                           "model.encoding", "model.scratch.vocab_size", "global_rm.train",
                                           "global_rm.groups")),
-    "global": Stage(stages.train_global, ("prepare",), ("global_rm.", "model.")),
+    "global": Stage(train_groups.train_global, ("prepare",), ("global_rm.", "model.", "seed")),
     "score": Stage(stages.score_global, ("prepare", "global"), ("model.dtype",)),
     "select": Stage(stages.select, ("score",), ("scpo.tau", "scpo.tau_test", "scpo.beta", "per_group")),
-    "train": Stage(stages.train, ("select", "global"), ("seed", "train.", "scpo.methods", "per_group")),
+    "train": Stage(train_groups.train, ("select", "global"), ("seed", "train.", "scpo.methods", "per_group")),
     "evaluate": Stage(evaluate.evaluate, ("train", "score"), ()),
     "report": Stage(report.write, ("evaluate",), ()),
 }  # fmt: skip
@@ -62,7 +60,9 @@ def run(config, workdir: Workdir, *, only: Sequence[str] = (), force: bool = Fal
             continue
         for needed in STAGES[name].needs:
             if "finished" not in record["stages"].get(needed, {}):
-                raise InputError(f"stage {name} reads what stage {needed} writes, which has not run: add it to --stages")
+                raise InputError(
+                    f"stage {name} reads what stage {needed} writes, which has not run: add it to --stages"
+                )
         record = run_stage(config, workdir, record, name, wanted[name])
     if done:
         logs.say(f"already done in {workdir.root}, nothing to do: {', '.join(done)}")
@@ -99,14 +99,23 @@ def check_config(config) -> None:
     for method in preferences.group_names(config.scpo.methods):
         if method not in scpo.METHODS:
             raise InputError(f"config.scpo.methods names {method!r}; methods are {', '.join(scpo.METHODS)}")
-    positive = ("train.batch_size", "train.max_steps", "global_rm.batch_size", "global_rm.max_steps", "scpo.beta", "model.max_length")
+    positive = (
+        "train.batch_size",
+        "train.max_steps",
+        "global_rm.batch_size",
+        "global_rm.max_steps",
+        "scpo.beta",
+        "model.max_length",
+    )
     for key in positive:
         if not values[key] > 0:
             raise InputError(f"config.{key}={values[key]!r}: it has to be above 0")
     check_not_yet(config)
     check_per_group(config)
     if not config.model.name_or_path and not config.global_rm.train:
-        raise InputError("config.model.name_or_path is empty and config.global_rm.train is False: name a reward model or train one")
+        raise InputError(
+            "config.model.name_or_path is empty and config.global_rm.train is False: name a reward model or train one"
+        )
 
 
 def check_not_yet(config) -> None:
@@ -131,7 +140,9 @@ def check_per_group(config) -> None:
     """Refuses overrides that are not (group, key, number)."""
     for entry in config.per_group:
         if not (isinstance(entry, tuple) and len(entry) == 3 and entry[1] in PER_GROUP):
-            raise InputError(f"config.per_group holds {entry!r}: an entry is (group, key, value), key one of {', '.join(PER_GROUP)}")
+            raise InputError(
+                f"config.per_group holds {entry!r}: an entry is (group, key, value), key one of {', '.join(PER_GROUP)}"
+            )
         if not isinstance(entry[2], int | float) or isinstance(entry[2], bool) or not entry[2] > 0:
             raise InputError(f"config.per_group holds {entry!r}: the value has to be a number above 0")
 

@@ -27,7 +27,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
     """A Markdown table, padded so that it also reads well on a terminal."""
     cells = [[str(cell) for cell in row] for row in [header, *rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
+    ]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
@@ -87,13 +89,21 @@ def gain_lines(report: dict) -> str:
     rows = []
     for method, gains in report["gain"].items():
         gap = report.get("agreed_gap_to_truth", {}).get(method)
-        rows.append([method, *(spread(gains[which], sign=True) for which in ("all", "edited", "agreed")), spread(gap, sign=True)])
+        rows.append(
+            [
+                method,
+                *(spread(gains[which], sign=True) for which in ("all", "edited", "agreed")),
+                spread(gap, sign=True),
+            ]
+        )
     if not rows:
         return ""
     header = ["method", "all pairs", "edited", "agreed", "truth - method on agreed"]
     if "agreed_gap_to_truth" not in report:
         header, rows = header[:-1], [row[:-1] for row in rows]
-    note = "## Gain over the global RM\n\nPoints of accuracy, mean over groups, 95 % interval of a bootstrap over users."
+    note = (
+        "## Gain over the global RM\n\nPoints of accuracy, mean over groups, 95 % interval of a bootstrap over users."
+    )
     return f"{note}\n\n" + table(header, rows)
 
 
@@ -125,8 +135,15 @@ def baseline_table(report: dict) -> str:
         ]
         for group in report["groups"]
     ]
-    header = ["group", "option text, all pairs", "contested pairs", *(f"{m}, contested" for m in [*methods, "option text"])]
-    note = "Contested: pairs whose order differs between countries. Option text: the win rate of that string in training."
+    header = [
+        "group",
+        "option text, all pairs",
+        "contested pairs",
+        *(f"{m}, contested" for m in [*methods, "option text"]),
+    ]
+    note = (
+        "Contested: pairs whose order differs between countries. Option text: the win rate of that string in training."
+    )
     return f"## Baselines of GlobalOpinionQA\n\n{note}\n\n" + table(header, rows)
 
 

@@ -37,7 +37,9 @@ class Options:
 
 def options_from(config, group: str) -> Options:
     """The options of a group's training: `config.train` with the overrides of `config.per_group`."""
-    train = {field.name: config.train[field.name] for field in dataclasses.fields(Options) if field.name in config.train}
+    train = {
+        field.name: config.train[field.name] for field in dataclasses.fields(Options) if field.name in config.train
+    }
     overrides = {key: value for name, key, value in config.per_group if name == group and key in train}
     return Options(**{**train, **overrides}, seed=derived_seed(config.seed, group), dtype=config.model.dtype)
 
@@ -88,7 +90,7 @@ def batch_at(pairs: Pairs, options: Options, step: int) -> PairBatch:
 
 
 def make_step(model: RewardModel, options: Options) -> tuple[Callable, optax.GradientTransformation]:
-    """The compiled training step (params, opt_state, batch, rate, key) -> (params, opt_state, metrics), and its optimizer.
+    """The compiled step (params, opt_state, batch, rate, key) -> (params, opt_state, metrics), and its optimizer.
 
     Depends on the model and on the options' dtype, centring, decay and clipping only; rates and lengths are arguments.
     """
@@ -125,11 +127,11 @@ class Validation(NamedTuple):
     chosen: Sequence[Text]
     rejected: Sequence[Text]
 
-    def loss(self, params) -> float:
-        """Mean unweighted Bradley-Terry loss on the held-out pairs."""
+    def accuracy(self, params) -> np.float32:
+        """Strict accuracy on the held-out pairs; unlike their loss it does not mind the scale that weights change."""
         rewards = score.score_texts(self.score, params, [*self.chosen, *self.rejected])
         chosen, rejected = np.split(rewards, 2)
-        return float(np.mean(np.logaddexp(0.0, rejected - chosen)))
+        return np.float32(np.mean(chosen > rejected))
 
 
 class Trained(NamedTuple):
@@ -161,8 +163,8 @@ def train(
     """
     step, transform = step_and_transform
     params = jax.tree.map(jnp.copy, params)
-    live = {"params": params, "opt_state": transform.init(params), "best": params, "best_step": np.int32(0)}
-    live["best_loss"] = np.float32(validation.loss(params) if validation else np.inf)
+    live = {"params": params, "opt_state": transform.init(params), "best_step": np.int32(0)}
+    live["best_accuracy"] = validation.accuracy(params) if validation else np.float32(0)
     live["best"] = jax.tree.map(jnp.copy, params) if validation else {}
     first, live = state.restore(live) if state else (0, live)
     key = jax.random.key(options.seed)
@@ -191,7 +193,7 @@ def train(
 
 def _keep_best(live: dict, step: int, validation: Validation, metrics: dict) -> None:
     """Judges the parameters after `step` steps and keeps them if they are the best so far; a tie keeps the earlier."""
-    loss = np.float32(validation.loss(live["params"]))
-    metrics["validation_loss"] = loss
-    if loss < live["best_loss"]:
-        live.update(best=jax.tree.map(jnp.copy, live["params"]), best_step=np.int32(step), best_loss=loss)
+    accuracy = validation.accuracy(live["params"])
+    metrics["validation_accuracy"] = accuracy
+    if accuracy > live["best_accuracy"]:
+        live.update(best=jax.tree.map(jnp.copy, live["params"]), best_step=np.int32(step), best_accuracy=accuracy)

@@ -51,7 +51,8 @@ class Workdir:
             raise InputError(f"{path} is not JSON ({error}): is this a working directory of scpo?") from error
         if record.get("schema_version") != SCHEMA_VERSION:
             raise InputError(
-                f"{path} has schema {record.get('schema_version')}, this version reads {SCHEMA_VERSION}: use another --workdir"
+                f"{path} has schema {record.get('schema_version')}, this version reads {SCHEMA_VERSION}: "
+                "use another --workdir"
             )
         return record
 

@@ -7,6 +7,7 @@ moves a score by 7e-8. So matrices are drawn with std 0.2 and every bias and nor
 import functools
 
 import flax.traverse_util
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -78,7 +79,7 @@ def scored(name):
     """A tiny model, parameters, eight texts packed two to a row, and their scores (for planting faults)."""
     model, params = make(name)
     batch = pack(texts([9, 12] * 4), 4, 24, [(row, column) for row in range(4) for column in (0, 12)])
-    scores = np.asarray(model.score(params, batch))
+    scores = np.asarray(jax.jit(model.score)(params, batch))
     assert scores.std() >= 0.3
     return model, params, batch, scores
 
@@ -151,6 +152,7 @@ def torch_outputs(model, batch):
     return {"hidden": hidden, "pooled": pooled.numpy(), "score": score.numpy()}
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def our_outputs(model, params, batch):
     """The same of ours."""
     hidden = model.hidden_states(params, batch)
@@ -166,7 +168,7 @@ def real(batch):
 def check_parity(model, params, reference, lengths, length=None, tolerance=1e-5):
     """Every submodule is as in transformers on texts of these lengths, padded to `length`; returns the scores."""
     batch = one_per_row(texts(lengths), length)
-    ours, theirs = our_outputs(model, params, batch), torch_outputs(reference, batch)
+    ours, theirs = jax.device_get(our_outputs(model, params, batch)), torch_outputs(reference, batch)
     where = real(batch)
     for layer, (a, b) in enumerate(zip(ours["hidden"], theirs["hidden"], strict=True)):
         np.testing.assert_allclose(a[where], b[where], rtol=0, atol=tolerance, err_msg=f"hidden states {layer}")
@@ -179,7 +181,7 @@ def check_packed_parity(model, params, reference):
     """Two texts in one row, not starting at its left end, are what transformers computes of each alone."""
     pair = texts([9, 14])
     packed = pack(pair, 1, 32, [(0, 2), (0, 11)])
-    ours = our_outputs(model, params, packed)
+    ours = jax.device_get(our_outputs(model, params, packed))
     for text, column in zip(range(2), (2, 11), strict=True):
         theirs = torch_outputs(reference, one_per_row([pair[text]]))
         here = slice(column, column + len(pair[text][0]))
@@ -189,7 +191,8 @@ def check_packed_parity(model, params, reference):
 
 def change_of_scores(model, params, batch, scores):
     """How far each text's score lies from `scores` (a fault was planted in between): the smallest change."""
-    return float(np.min(np.abs(model.score(params, batch) - scores)))
+    faulty = jax.jit(lambda params, batch: model.score(params, batch))  # a new function: never one traced before
+    return float(np.min(np.abs(faulty(params, batch) - scores)))
 
 
 def without_biases(params):

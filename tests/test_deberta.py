@@ -3,15 +3,16 @@
 import functools
 import json
 
+import jax
 import jax.numpy as jnp
-import model_helpers as helpers
 import numpy as np
 import pytest
 
 from scpo_jax.models import hf, layers, relative
 from scpo_jax.models.module import TextBatch
+from tests import model_helpers as helpers
 
-pytestmark = pytest.mark.filterwarnings("error:::(jax|flax|scpo_jax|test_|model_helpers).*")
+pytestmark = pytest.mark.filterwarnings("error:::(jax|flax|scpo_jax|tests).*")
 MIXED = ([7, 1, 20, 40] * 4, 48)  # lengths, and what they are padded to
 ALONE = [([1], None), ([7] * 16, None), ([512] * 2, None)]
 FORMS = [name for name in helpers.CONFIGS if name != "bert"]
@@ -99,7 +100,7 @@ def test_rewards_of_the_reference_model(shared):
     for names, ids in ((chosen[:16], encoded[:16]), (chosen[16:], encoded[16:])):
         batch = helpers.one_per_row([(np.asarray(i), np.zeros(len(i), int)) for i in ids])
         wanted = [expected["rewards"][name] for name in names]
-        np.testing.assert_allclose(model.score(params, batch), wanted, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(jax.jit(model.score)(params, batch), wanted, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["v2", "v3"])
@@ -116,30 +117,26 @@ def test_without_a_relative_term_scores_move(monkeypatch, name, term):
     assert helpers.change_of_scores(model, params, batch, scores) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["v2", "v3"])
-def test_with_a_reversed_relative_table_scores_move(name):
-    model, params, batch, scores = helpers.scored(name)
+def test_with_a_reversed_relative_table_scores_move():
+    model, params, batch, scores = helpers.scored("v3")
     table = params["relative"]["embedding"]
     assert helpers.change_of_scores(model, params | {"relative": {"embedding": table[::-1]}}, batch, scores) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["v2", "v3"])
-def test_with_uniform_attention_scores_move(monkeypatch, name):
-    model, params, batch, scores = helpers.scored(name)
+def test_with_uniform_attention_scores_move(monkeypatch):
+    model, params, batch, scores = helpers.scored("v3")
     attend = layers.attend
     monkeypatch.setattr(layers, "attend", lambda scores, *rest: attend(0 * scores, *rest))
     assert helpers.change_of_scores(model, params, batch, scores) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["v2", "v3"])
-def test_without_biases_scores_move(name):
-    model, params, batch, scores = helpers.scored(name)
+def test_without_biases_scores_move():
+    model, params, batch, scores = helpers.scored("v3")
     assert helpers.change_of_scores(model, helpers.without_biases(params), batch, scores) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["v2", "v3"])
-def test_without_segment_mask_scores_move(monkeypatch, name):
-    model, params, batch, scores = helpers.scored(name)
+def test_without_segment_mask_scores_move(monkeypatch):
+    model, params, batch, scores = helpers.scored("v3")
     monkeypatch.setattr(layers, "same_segment", lambda ids: jnp.ones(ids.shape + ids.shape[-1:], bool))
     assert helpers.change_of_scores(model, params, batch, scores) > 1e-3
 
@@ -153,7 +150,7 @@ def test_without_token_types_scores_move():
 def test_token_types_mean_nothing_without_a_table_of_them():
     model, params, batch, scores = helpers.scored("v3")
     other = TextBatch(*batch)._replace(token_type_ids=1 - batch.token_type_ids)
-    np.testing.assert_array_equal(model.score(params, other), scores)
+    np.testing.assert_array_equal(jax.jit(model.score)(params, other), scores)
 
 
 def test_only_biased_input_limits_the_length():

@@ -1,12 +1,12 @@
 """What holds for every family: a score depends on its text alone, dropout on the key alone, init, types, axes."""
 
+import functools
 import os
 import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
-import model_helpers as helpers
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,14 +14,19 @@ from hypothesis import strategies as st
 
 from scpo_jax.errors import InputError
 from scpo_jax.models import layers, module
+from tests import model_helpers as helpers
 
-pytestmark = pytest.mark.filterwarnings("error:::(jax|flax|scpo_jax|test_|model_helpers).*")
-families = pytest.mark.parametrize("name", ["bert", "v2", "v3"])
-SCORE = {name: jax.jit(helpers.make(name)[0].score) for name in ("bert", "v2", "v3")}
+pytestmark = pytest.mark.filterwarnings("error:::(jax|flax|scpo_jax|tests).*")
+families = pytest.mark.parametrize("name", ["bert", "v3"])
+
+
+@functools.cache
+def jitted(name):
+    return jax.jit(helpers.make(name)[0].score)
 
 
 def score(name, batch, params=None):
-    return np.asarray(SCORE[name](helpers.make(name)[1] if params is None else params, batch))
+    return np.asarray(jitted(name)(helpers.make(name)[1] if params is None else params, batch))
 
 
 @families
@@ -60,38 +65,36 @@ def by_column(places):
 
 
 @families
-def test_padding_leaves_gradients_finite_and_unchanged(name):
+def test_padding_reaches_no_gradient(name):
+    """Also with a row of nothing but padding, gradients are finite, whatever stands in the padding."""
     model, params = helpers.make(name)
-    texts = helpers.texts([5, 9])
-    batch = helpers.one_per_row(texts)
-    padded = helpers.pack(texts, 3, 12, [(0, 0), (1, 0)])  # padding at the right, and a row of nothing else
+    clean = helpers.pack(helpers.texts([5, 9]), 3, 12, [(0, 0), (1, 0)])
+    ids = np.random.default_rng(0).integers(1, helpers.VOCABULARY, clean.input_ids.shape)
+    dirty = clean._replace(input_ids=jnp.where(helpers.real(clean), clean.input_ids, ids))
     gradient = jax.jit(jax.grad(lambda params, batch: model.score(params, batch).sum()))
-    plain, other = gradient(params, batch), gradient(params, padded)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(other))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, other)
+    ours, others = gradient(params, clean), gradient(params, dirty)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(ours))
+    assert all(np.abs(leaf).max() > 1e-6 for leaf in jax.tree.leaves(ours["layers"]["feed_forward"]))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), ours, others)
 
 
-@families
-def test_remat_changes_no_gradient(name):
-    model, params = helpers.make(name)
+def test_remat_changes_no_gradient():
+    model, params = helpers.make("bert")
     batch = helpers.one_per_row(helpers.texts([5, 9]))
-    key = jax.random.key(0)
     gradients = [
-        jax.jit(jax.grad(lambda params, remat=remat: model.score(params, batch, key, remat=remat).sum()))(params)
+        jax.jit(jax.grad(lambda params, remat=remat: model.score(params, batch, remat=remat).sum()))(params)
         for remat in (False, True)
     ]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *gradients)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), *gradients)
 
 
 @families
 def test_remat_recomputes_the_layers(name):
     model, params = helpers.make(name)
     batch = helpers.one_per_row(helpers.texts([5, 9]))
-    traced = [
-        str(jax.make_jaxpr(jax.grad(lambda params, remat=remat: model.score(params, batch, remat=remat).sum()))(params))
-        for remat in (False, True)
-    ]
-    assert "remat" not in traced[0] and "remat" in traced[1]
+    for remat in (False, True):
+        gradient = jax.grad(lambda params, remat=remat: model.score(params, batch, remat=remat).sum())
+        assert ("remat" in str(jax.make_jaxpr(gradient)(params))) == remat
 
 
 @families
@@ -111,9 +114,10 @@ def test_models_are_stacked_by_vmap(name):
 def test_scores_are_float32_in_bfloat16_too(name):
     model, params = helpers.make(name)
     batch = helpers.one_per_row(helpers.texts([8] * 16))
-    narrow = model.score(params, batch, dtype="bfloat16")
+    narrow = jax.jit(functools.partial(model.score, dtype="bfloat16"))(params, batch)
     assert narrow.dtype == jnp.float32 and narrow.shape == (16,)
-    assert model.hidden_states(params, batch, "bfloat16").dtype == jnp.bfloat16
+    hidden = jax.eval_shape(lambda params: model.hidden_states(params, batch, "bfloat16"), params)
+    assert hidden.dtype == jnp.bfloat16 and hidden.shape == (3, 16, 8, 64)
     difference = np.abs(narrow - score(name, batch))
     assert 0 < difference.max() < 0.2
 
@@ -125,7 +129,7 @@ SITES = {
 
 
 @pytest.mark.parametrize("name, site", [(name, site) for name, sites in SITES.items() for site in sites])
-def test_dropout_happens_iff_a_key_is_given(name, site):
+def test_dropout_follows_its_key_alone(name, site):
     config = helpers.CONFIGS[name] | dict.fromkeys(SITES[name], 0.0) | {site: 0.3}
     model, params = module.build(config), helpers.make(name)[1]
     batch = helpers.one_per_row(helpers.texts([8, 8]))
@@ -133,14 +137,14 @@ def test_dropout_happens_iff_a_key_is_given(name, site):
     keyed = [np.asarray(draw(params, batch, jax.random.key(seed))) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(keyed[0], keyed[1])
     assert (np.abs(keyed[0] - keyed[2]) > 1e-3).all()
-    np.testing.assert_array_equal(draw(params, batch), score(name, batch))
 
 
-def test_without_rates_a_key_changes_nothing():
-    config = helpers.CONFIGS["v2"] | dict.fromkeys(SITES["v2"], 0.0)
+@pytest.mark.parametrize("name", SITES)
+def test_without_a_key_there_is_no_dropout(name):
+    config = helpers.CONFIGS[name] | dict.fromkeys(SITES[name], 0.0)
     batch = helpers.one_per_row(helpers.texts([8, 8]))
-    keyed = module.build(config).score(helpers.make("v2")[1], batch, jax.random.key(0))
-    np.testing.assert_allclose(keyed, score("v2", batch), rtol=0, atol=1e-6)
+    no_rates = jax.jit(module.build(config).score)(helpers.make(name)[1], batch, jax.random.key(0))
+    np.testing.assert_allclose(score(name, batch), no_rates, rtol=0, atol=1e-5)
 
 
 def test_dropout_keeps_the_mean():
@@ -149,7 +153,7 @@ def test_dropout_keeps_the_mean():
     np.testing.assert_allclose(dropped.max(), 1 / 0.7, rtol=1e-6)
 
 
-@families
+@pytest.mark.parametrize("name", ["v3"])
 def test_init_draws_as_transformers(name):
     model, _ = helpers.make(name)
     params = module.init(model, jax.random.key(0))
@@ -209,12 +213,13 @@ def test_omitted_keys_have_the_defaults_of_transformers():
 def test_nnx_tree_mode():
     """NNX is moving to trees: modules that keep random state or share parts would fail there."""
     script = (
-        "import jax, model_helpers as helpers\nfrom scpo_jax.models import module\n"
+        "import jax\nfrom scpo_jax.models import module\nfrom tests import model_helpers as helpers\n"
         "for name in ('bert', 'v3'):\n"
-        "    model, params = helpers.make(name)\n    module.init(model, jax.random.key(0))\n"
-        "    print(model.score(params, helpers.one_per_row(helpers.texts([7])), jax.random.key(0)).shape)\n"
+        "    model, params = helpers.make(name)\n"
+        "    run = lambda params: model.score(params, helpers.one_per_row(helpers.texts([7])), jax.random.key(0))\n"
+        "    print(jax.eval_shape(jax.grad(lambda params: run(params).sum()), params)['score']['bias'].shape)\n"
     )
-    paths = os.pathsep.join([os.path.dirname(helpers.__file__), os.path.dirname(os.path.dirname(helpers.__file__))])
-    environment = os.environ | {"NNX_GRAPH_MODE": "false", "NNX_GRAPH_UPDATES": "false", "PYTHONPATH": paths}
+    root = os.path.dirname(os.path.dirname(helpers.__file__))
+    environment = os.environ | {"NNX_GRAPH_MODE": "false", "NNX_GRAPH_UPDATES": "false", "PYTHONPATH": root}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
     assert done.stdout.split() == ["(1,)", "(1,)"], done.stderr

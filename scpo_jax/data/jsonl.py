@@ -127,7 +127,7 @@ def _degenerate(pair: dict) -> str:
 
 
 def _pair(row: dict, index: int, group: str, given: list[str], columns: dict[str, str], where: str) -> dict:
-    prompt, chosen, rejected = _texts(row, columns, where)
+    prompt, chosen, rejected = pair_texts(row, columns, where)
     rendered = prompt if isinstance(prompt, str) else render_messages(prompt)
     topic = f"prompt-{_digest(rendered.strip())}"
     derived = {
@@ -148,24 +148,25 @@ def _pair(row: dict, index: int, group: str, given: list[str], columns: dict[str
     }
 
 
-def _texts(row: dict, columns: dict[str, str], where: str) -> tuple[str | list[dict], str, str]:
+def pair_texts(row: dict, columns: dict[str, str], where: str) -> tuple[str | list[dict], str, str]:
     """Prompt, chosen and rejected; what chosen and rejected share before their last message belongs to the prompt."""
-    before_chosen, chosen = _response(row, columns["chosen"], where)
-    before_rejected, rejected = _response(row, columns["rejected"], where)
+    before_chosen, chosen = response(row, columns["chosen"], where)
+    before_rejected, rejected = response(row, columns["rejected"], where)
     if before_chosen != before_rejected:
         raise InputError(f"{where}: chosen and rejected differ before their last message; they need one prompt")
     if before_chosen and columns["prompt"] not in row:
         return before_chosen, chosen, rejected
-    return _joined(_prompt(row, columns["prompt"], where), before_chosen), chosen, rejected
+    return _joined(prompt(row, columns["prompt"], where), before_chosen), chosen, rejected
 
 
-def _prompt(row: dict, name: str, where: str) -> str | list[dict]:
+def prompt(row: dict, name: str, where: str) -> str | list[dict]:
+    """The prompt in field `name`: a text, or messages."""
     if isinstance(fields.required(row, name, where), list):
         return _messages(row[name], name, where)
     return fields.text(row, name, where)
 
 
-def _response(row: dict, name: str, where: str) -> tuple[list[dict], str]:
+def response(row: dict, name: str, where: str) -> tuple[list[dict], str]:
     """The messages before the response, and its text."""
     if not isinstance(fields.required(row, name, where), list):
         return [], fields.text(row, name, where)

@@ -109,6 +109,8 @@ def unsupported(settings: Settings) -> str | None:
         return f"position_buckets {buckets} for distances up to {largest}"
     if settings.norm_rel_ebd not in ("none", "layer_norm"):
         return f"norm_rel_ebd {settings.norm_rel_ebd!r} (only none and layer_norm)"
+    if settings.pooler_hidden_act not in layers.ACTIVATIONS:
+        return f"pooler_hidden_act {settings.pooler_hidden_act!r} (known: {', '.join(layers.ACTIVATIONS)})"
     return None
 
 

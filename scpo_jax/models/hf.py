@@ -38,7 +38,7 @@ def resolve(name_or_path: str, revision: str = "") -> pathlib.Path:
     fetched, `pytorch_model.bin` only where there is no safetensors file. Raises InputError.
     """
     folder = pathlib.Path(name_or_path).expanduser()
-    if folder.is_dir():
+    if name_or_path and folder.is_dir():
         return folder
     import huggingface_hub  # slow to import, and not needed for a local folder
 

@@ -39,6 +39,7 @@ class RewardModel:
     family: str  # a key of FAMILIES
     config: dict  # the whole config.json, with keys we don't know, to be written back
     graphdef: nnx.GraphDef
+    shapes: dict  # the parameters as a nested dict of jax.ShapeDtypeStruct
     max_positions: int | None  # most tokens a text may have; None: no limit
     score_offset: int = 0  # where the score stands in a text's tokens: 0 the first (encoders), -1 the last
 
@@ -73,14 +74,14 @@ def build(config: dict, source: str = "config") -> RewardModel:
     what the family's module cannot compute.
     """
     settings, family = read_settings(config, source), config["model_type"]
-    abstract = nnx.eval_shape(lambda: FAMILIES[family].Network(settings, nnx.Rngs(0)))
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: FAMILIES[family].Network(settings, nnx.Rngs(0))))
     limit = FAMILIES[family].max_positions(settings)
-    return RewardModel(family, config, nnx.graphdef(abstract), limit)
+    return RewardModel(family, config, graphdef, nnx.to_pure_dict(state), limit)
 
 
 def abstract_params(model: RewardModel) -> dict:
     """The parameters as a nested dict of `jax.ShapeDtypeStruct`."""
-    return jax.eval_shape(lambda key: init(model, key), jax.random.key(0))
+    return jax.tree.map(lambda shape: shape, model.shapes)
 
 
 def init(model: RewardModel, key) -> dict:
@@ -93,7 +94,7 @@ def init(model: RewardModel, key) -> dict:
 def read_settings(config: dict, source: str):
     """The family's `Settings` from a `config.json`, checked; raises InputError."""
     family = config.get("model_type")
-    if family not in FAMILIES:
+    if family not in tuple(FAMILIES):
         known = ", ".join(FAMILIES)
         raise InputError(f"{source}: unknown model family {family!r} (model_type in config.json); known: {known}")
     kinds = {field.name: field.type for field in dataclasses.fields(FAMILIES[family].Settings)}

@@ -32,7 +32,7 @@ def shard_files(index: pathlib.Path) -> list[pathlib.Path]:
     names = sorted(set(map(str, weight_map.values())))
     for name in names:
         # a downloaded index must not make us read files elsewhere
-        if name != pathlib.PurePosixPath(name).name or "\\" in name or name == "..":
+        if name != pathlib.PurePosixPath(name).name or "\\" in name or name in ("", ".."):
             raise InputError(f"{index}: {name!r} is not a file name beside the index")
         if not (index.parent / name).is_file():
             raise InputError(f"{index}: the shard {name} is missing; download the model again")

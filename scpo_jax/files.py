@@ -1,0 +1,150 @@
+"""`scpo score` and `scpo evaluate`: a file of texts or pairs in, a file of scores or accuracies out."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from scpo_jax import evaluate, logs
+from scpo_jax.data import fields, jsonl, records
+from scpo_jax.data.preferences import render_messages
+from scpo_jax.errors import InputError
+from scpo_jax.judge import Judge
+
+ROWS_PER_CHUNK = 2048  # rows scored and written at once
+SCORES = ("score", "score_chosen", "score_rejected")
+
+
+def score_file(judge: Judge, source: str, output: str) -> None:
+    """Writes every row of `source` with its score(s), in order; goes on where an interrupted output of it ends.
+
+    A row is an object with `prompt` and `response`, or with `prompt`, `chosen` and `rejected`; `group`, if it names a
+    group of a workdir, chooses that group's RM. Raises InputError before anything is written if a row is malformed.
+    """
+    rows = read_rows(source)
+    texts = [_texts(row, where) for where, row in rows]
+    path = pathlib.Path(output)
+    done = _finished_rows(path, rows)
+    if done:
+        _check_same_model(judge, path, texts[0], rows[0][1])
+    if done == len(rows):
+        logs.say(f"{path} already has the scores of all {done} rows of {source}, nothing to do")
+        return
+    progress = logs.Progress(len(rows), "score", "row")
+    progress.add(done)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        for start in range(done, len(rows), ROWS_PER_CHUNK):
+            chunk = range(start, min(start + ROWS_PER_CHUNK, len(rows)))
+            scores = _score_rows(judge, [texts[i] for i in chunk], [rows[i][1] for i in chunk])
+            for i, own in zip(chunk, scores, strict=True):
+                file.write(json.dumps(rows[i][1] | own, ensure_ascii=False) + "\n")
+            file.flush()
+            progress.add(len(chunk))
+    progress.close()
+
+
+def read_rows(source: str) -> list[tuple[str, dict]]:
+    """(file:line, row) of every row; raises the first error there is."""
+    rows = records.read_rows(source)
+    for _, row in rows:
+        if isinstance(row, InputError):
+            raise row
+    return rows
+
+
+def _texts(row: dict, where: str) -> list[tuple[str, str]]:
+    """(prompt, response) of the one response, or of chosen and rejected."""
+    if "chosen" in row or "rejected" in row:
+        prompt, *responses = jsonl.pair_texts(row, {name: name for name in jsonl.NAMES}, where)
+    else:
+        prompt, responses = jsonl.prompt(row, "prompt", where), [fields.text(row, "response", where)]
+    rendered = prompt if isinstance(prompt, str) else render_messages(prompt)
+    return [(rendered, response) for response in responses]
+
+
+def _score_rows(judge: Judge, texts: Sequence[list[tuple[str, str]]], rows: Sequence[dict]) -> list[dict]:
+    """The score fields of rows."""
+    flat = [(*text, str(row.get("group") or "")) for own, row in zip(texts, rows, strict=True) for text in own]
+    scores = iter(judge.score(*zip(*flat, strict=True)).tolist())
+    names = [SCORES[:1] if len(own) == 1 else SCORES[1:] for own in texts]
+    return [{name: next(scores) for name in own} for own in names]
+
+
+def _finished_rows(path: pathlib.Path, rows: Sequence[tuple[str, dict]]) -> int:
+    """Number of rows already in an output, of which a line cut off by a crash is removed; refuses another input's."""
+    if not path.exists():
+        return 0
+    if path.is_dir():
+        raise InputError(f"--output={path} is a folder: name a file")
+    content = path.read_bytes()
+    lines = content.split(b"\n")
+    tail = lines.pop()
+    for number, line in enumerate(lines, start=1):
+        written = _parsed(line)
+        same = number <= len(rows) and _without_scores(written) == _without_scores(rows[number - 1][1])
+        if not same or not any(name in written for name in SCORES):
+            raise InputError(f"{path}:{number} is not of this input: name another --output, or remove the file")
+    if tail:
+        path.write_bytes(content[: len(content) - len(tail)])
+    return len(lines)
+
+
+def _parsed(line: bytes) -> dict:
+    """The object in a line; {} if there is none."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _without_scores(row: dict) -> dict:
+    return {name: value for name, value in row.items() if name not in SCORES}
+
+
+def _check_same_model(judge: Judge, path: pathlib.Path, texts: list[tuple[str, str]], row: dict) -> None:
+    """Refuses to go on with another model's scores: the first row has to score as it did."""
+    with path.open(encoding="utf-8") as file:
+        written = json.loads(file.readline())
+    for name, value in _score_rows(judge, [texts], [row])[0].items():
+        if not np.isclose(written.get(name, np.nan), value, rtol=1e-3, atol=1e-3):
+            raise InputError(f"{path} holds scores of another model: name another --output, or remove the file")
+
+
+def evaluate_file(judge: Judge, data: str, output: str) -> None:
+    """Writes accuracy records of a model on preference pairs, by group.
+
+    A workdir answers with the RM of each pair's group and, beside it, with its global RM, which tells edited from
+    agreed pairs. A single model knows no other: its edited pairs are those that it gets wrong itself.
+    """
+    source = jsonl.read(data)
+    groups: dict[str, evaluate.TestPairs] = {}
+    for group in dict.fromkeys(pair["group"] for pair in source.pairs):
+        rows = [pair for pair in source.pairs if pair["group"] == group]
+        groups[group] = evaluate.test_pairs(rows, seed=0)
+        for method, owner in {"global": "", judge.method: group}.items():
+            groups[group].margins[method] = _margins(judge, rows, owner)
+    methods = ("global", judge.method) if judge.groups else (judge.method,)
+    report = {
+        "methods": {method: evaluate.records(groups, method) for method in methods},
+        "groups": list(groups),
+        "rows": source.rows,
+        "dropped": source.dropped,
+    }
+    path = pathlib.Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for method, records_of in report["methods"].items():
+        for group, record in records_of.items():
+            logs.say(f"{method} {group}: accuracy {record['all']['accuracy']:.4f} on {record['all']['n']} pairs")
+
+
+def _margins(judge: Judge, rows: Sequence[dict], group: str) -> np.ndarray:
+    """R+ - R- of pairs by the RM of a group, `[B]`."""
+    scores = [
+        judge.score([row["prompt"] for row in rows], [row[side] for row in rows], [group] * len(rows))
+        for side in ("chosen", "rejected")
+    ]
+    return scores[0] - scores[1]

@@ -1,0 +1,133 @@
+"""Whatever a user can name as a model (`--model=M`), ready to score texts."""
+
+import json
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+
+from scpo_jax import checkpoint, logs, score, workdir
+from scpo_jax.checkpoint import Loaded
+from scpo_jax.data import encoding
+from scpo_jax.errors import InputError
+from scpo_jax.models import hf
+
+CARD_FILE = "scpo.json"  # beside config.json in a folder that `scpo export` wrote
+DEFAULT_MAX_LENGTH = 512
+
+
+class Scorer(NamedTuple):
+    """One reward model with its compiled score function."""
+
+    loaded: Loaded
+    function: Callable
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+        """Scores `[N]` float32; equal texts are scored once."""
+        texts = score.distinct_texts((prompts, responses))
+        if not texts:
+            return np.zeros(0, np.float32)
+        card = self.loaded.card
+        encoded = encoding.encode_for_scoring(
+            self.loaded.tokenizer, *zip(*texts.values(), strict=True), card["max_length"], card["encoding"]
+        )
+        score.check_length(encoded, self.loaded.model)
+        known = dict(zip(texts, score.score_texts(self.function, self.loaded.params, encoded), strict=True))
+        keys = [score.text_key(p, r) for p, r in zip(prompts, responses, strict=True)]
+        return np.array([known[key] for key in keys], np.float32)
+
+
+class Judge:
+    """The reward model that M names; for a workdir its global RM with the RMs of its groups."""
+
+    def __init__(self, default: Loaded, method: str, groups: dict[str, epath.Path], max_length: int | None, dtype: str):
+        self.method, self.groups = method, groups
+        self._max_length, self._dtype, self._functions = max_length, dtype, {}
+        self.default = self._scorer(default)
+        self._current = "", self.default
+
+    def _scorer(self, loaded: Loaded) -> Scorer:
+        """A scorer; models of one structure share their compiled programs."""
+        card = loaded.card | ({"max_length": self._max_length} if self._max_length else {})
+        structure = json.dumps(loaded.model.config, sort_keys=True)
+        if structure not in self._functions:
+            self._functions[structure] = score.score_function(loaded.model, self._dtype)
+        return Scorer(loaded._replace(card=card), self._functions[structure])
+
+    def scorer(self, group: str) -> Scorer:
+        """The RM of a group; the default one for a group without. Keeps one group's RM in memory."""
+        if group not in self.groups:
+            return self.default
+        if self._current[0] != group:
+            self._current = group, self._scorer(checkpoint.load(self.groups[group]))
+        return self._current[1]
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str], groups: Sequence[str]) -> np.ndarray:
+        """Scores `[N]` float32 of texts, each by the RM of its group."""
+        scores = np.zeros(len(prompts), np.float32)
+        owners = np.array([group if group in self.groups else "" for group in groups])
+        for owner in dict.fromkeys(owners.tolist()):
+            places = np.flatnonzero(owners == owner)
+            scores[places] = self.scorer(owner)([prompts[i] for i in places], [responses[i] for i in places])
+        return scores
+
+
+def open_judge(
+    name: str, *, revision: str = "", method: str = "scpo", max_length: int | None = None, dtype: str = "float32"
+) -> Judge:
+    """Opens M: a workdir, a checkpoint of ours, a Hugging Face folder or a hub id.
+
+    `method` chooses among the methods of a workdir ("global" for its global RM alone) and says nothing elsewhere.
+    """
+    if max_length is not None and max_length < 8:
+        raise InputError(f"--max_length={max_length}: it has to be at least 8")
+    if workdir.is_workdir(name):
+        run = workdir.Workdir(name)
+        groups = {} if method == "global" else run.groups(method)
+        return Judge(_global_model(run), method, groups, max_length, dtype)
+    loaded = load_model(name, revision)
+    return Judge(loaded, loaded.card["method"], {}, max_length, dtype)
+
+
+def load_model(name: str, revision: str = "") -> Loaded:
+    """A single reward model: a checkpoint of ours, a Hugging Face folder or a hub id."""
+    if checkpoint.is_checkpoint(name):
+        return checkpoint.load(name)
+    folder = hf.resolve(name, revision)
+    model, params = hf.load(folder)
+    return Loaded(model, params, hf.load_tokenizer(folder), _card_of(folder, model.max_positions))
+
+
+def _card_of(folder: pathlib.Path, max_positions: int | None) -> dict:
+    """The card that `export` left in a Hugging Face folder; for anybody else's the defaults."""
+    card = {"method": "global", "group": "", "encoding": "pair"}
+    card["max_length"] = min(max_positions or DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH)
+    path = folder / CARD_FILE
+    return card | (json.loads(path.read_text(encoding="utf-8")) if path.exists() else {})
+
+
+def _global_model(run: workdir.Workdir) -> Loaded:
+    """The global RM of a workdir: its own checkpoint, or the model that its config names."""
+    if checkpoint.is_checkpoint(run.global_checkpoint):
+        return checkpoint.load(run.global_checkpoint)
+    config = run.record().get("config", {})
+    if not config.get("model.name_or_path") or config["global_rm.train"]:
+        raise InputError(f"{run.root} has no global reward model yet: run its stage global first")
+    loaded = load_model(config["model.name_or_path"], config["model.revision"])
+    card = {"max_length": config["model.max_length"], "encoding": config["model.encoding"]}
+    return loaded._replace(card=loaded.card | card)
+
+
+def export(name: str, output: str) -> None:
+    """Writes a checkpoint as a folder that transformers loads, with its card in `scpo.json`."""
+    if not checkpoint.is_checkpoint(name):
+        raise InputError(f"--checkpoint={name} is not a checkpoint of scpo, such as WORKDIR/checkpoints/scpo/chile")
+    loaded, folder = checkpoint.load(name), pathlib.Path(output)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"--output={output} exists and is not an empty folder: name another one")
+    hf.save(loaded.model, loaded.params, folder)
+    hf.save_tokenizer(loaded.tokenizer, folder)
+    (folder / CARD_FILE).write_text(json.dumps(loaded.card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    logs.say(f"wrote {folder}: config.json, model.safetensors, tokenizer, {CARD_FILE}")

@@ -1,0 +1,171 @@
+"""The stages that train: the global reward model, and from it one per method and group."""
+
+import jax
+import numpy as np
+
+from scpo_jax import checkpoint, logs, score, scpo, stages, train_reward
+from scpo_jax.checkpoint import Loaded, TrainingState
+from scpo_jax.data import preferences
+from scpo_jax.errors import InputError
+from scpo_jax.models import hf, module
+from scpo_jax.train_reward import Pairs
+from scpo_jax.workdir import Workdir, digest, slugs_of
+
+STANDARDISED_ON = 512  # training texts whose scores give a checkpoint's mean and standard deviation
+
+
+def card_of(config, **own) -> dict:
+    """What a checkpoint says of itself."""
+    settings = config.model
+    return {"max_length": settings.max_length, "encoding": settings.encoding, "dtype": settings.dtype, **own}
+
+
+def train_global(config, workdir: Workdir) -> None:
+    """Trains the global RM by plain Bradley-Terry on the majority's pairs, if the config says so."""
+    if not config.global_rm.train:
+        logs.say(f"global: {config.model.name_or_path} is the global reward model, nothing to train")
+        return
+    table = preferences.read_table(workdir.pairs)
+    groups = stages.majority_groups(config) or stages.steered_groups(config, table)
+    rows = [row for row in table.to_pylist() if row["split"] == "train" and row["group"] in groups]
+    if not rows:
+        raise InputError(f"the global RM has no training pair of {', '.join(groups)}: see config.global_rm.groups")
+    tokenizer = hf.load_tokenizer(workdir.tokenizer)
+    start = stages.load_start(config) if config.model.name_or_path else from_scratch(config, tokenizer)
+    trainer = Trainer(config, workdir, start, rows)
+    options = train_reward.global_options_from(config)
+    pairs = trainer.pairs(rows, np.ones(len(rows), np.float32))
+    trained = trainer.train("global", pairs, options, None)
+    card = card_of(config, method="global", group="", steps=trained.step, pairs=len(rows), groups=list(groups))
+    trainer.save(workdir.global_checkpoint, "global", trained, card, pairs)
+
+
+def from_scratch(config, tokenizer) -> Loaded:
+    """A BERT with random weights."""
+    model = module.build(stages.scratch_config(config, tokenizer))
+    params = module.init(model, jax.random.key(train_reward.derived_seed(config.seed, "scratch")))
+    return Loaded(model, params, tokenizer, {})
+
+
+class Trainer:
+    """Trains reward models from one set of initial parameters, with one compiled step for all of them."""
+
+    def __init__(self, config, workdir: Workdir, start: Loaded, rows: list[dict]):
+        self._config, self._workdir, self._start = config, workdir, start
+        self._texts = stages.encode(config, start.tokenizer, stages.texts_of(rows), training=True)
+        score.check_length(list(self._texts.values()), start.model)
+        self._score = score.score_function(start.model, config.model.dtype)
+        self._steps, self._metrics = {}, logs.MetricsLog(workdir.root)
+
+    def pairs(self, rows: list[dict], weights: np.ndarray) -> Pairs:
+        """Encoded pairs of rows of the preference table."""
+        sides = [
+            [self._texts[score.text_key(row["prompt"], row[side])] for row in rows] for side in ("chosen", "rejected")
+        ]
+        margins = np.array([row.get("margin") or 0.0 for row in rows], np.float32)
+        return Pairs(*sides, weights, margins)
+
+    def train(self, name: str, pairs: Pairs, options, validation: Pairs | None) -> train_reward.Trained:
+        """Trains the RM called `name`, or goes on with it."""
+        program = (options.weight_decay, options.max_grad_norm, options.center_rewards_coefficient)
+        if program not in self._steps:
+            self._steps[program] = train_reward.make_step(self._start.model, options)
+        saving = self._config.checkpoint
+        state = TrainingState(self._workdir.training / name, saving.keep) if saving.every_steps else None
+        if state:
+            self._metrics.forget(name, state.latest())
+        judged = validation and train_reward.Validation(self._score, validation.chosen, validation.rejected)
+        progress = logs.Progress(options.max_steps, f"train {name}", "step")
+        with self._metrics.open(name) as log:
+
+            def log_step(step: int, metrics: dict) -> None:
+                log(step, metrics)
+                progress.add(1)
+
+            trained = train_reward.train(
+                self._steps[program], self._start.params, pairs, options,
+                log=log_step, state=state, save_every=saving.every_steps, validation=judged,
+            )  # fmt: skip
+        progress.close()
+        if state:
+            state.close()
+        return trained
+
+    def save(self, folder, name: str, trained: train_reward.Trained, card: dict, pairs: Pairs) -> None:
+        """Writes the checkpoint of a trained RM, after which its training state is not needed any more."""
+        sample = [*pairs.chosen, *pairs.rejected][:: max(2 * len(pairs.weights) // STANDARDISED_ON, 1)]
+        scores = score.score_texts(self._score, trained.params, sample)
+        card = {**card, "score_mean": float(scores.mean()), "score_std": float(scores.std())}
+        checkpoint.save(folder, Loaded(self._start.model, trained.params, self._start.tokenizer, card))
+        state = self._workdir.training / name
+        if state.exists():
+            state.rmtree()
+
+
+def train(config, workdir: Workdir) -> None:
+    """Trains one RM per method and group from the global RM, on what the selection says."""
+    table = preferences.read_table(workdir.pairs)
+    steered = stages.steered_groups(config, table)
+    selection = {row["pair_id"]: row for row in preferences.read_table(workdir.selection).to_pylist()}
+    rows = [row for row in table.to_pylist() if row["split"] == "train" and row["pair_id"] in selection]
+    slugs, jobs = slugs_of(steered), []
+    for group in steered:
+        own = [row for row in rows if row["group"] == group]
+        if not own:
+            logs.say(f"train: {group} has no training pair, skipped")
+            continue
+        jobs += [(method, group, own) for method in config.scpo.methods]
+    remove_other_checkpoints(workdir, {(method, slugs[group]) for method, group, _ in jobs})
+    if not jobs:
+        return
+    trainer = Trainer(config, workdir, stages.load_global(config, workdir), rows)
+    upstream = workdir.record()["stages"]["score"]["fingerprint"]
+    for method, group, own in jobs:
+        train_one(config, workdir, trainer, method, group, own, selection, slugs[group], upstream)
+
+
+def train_one(config, workdir, trainer: Trainer, method, group, rows, selection, slug: str, upstream: str) -> None:
+    """Trains the RM of a group by a method, unless its checkpoint already stands."""
+    options = train_reward.options_from(config, group)
+    rows, held_out = hold_out(rows, config.train.validation_size if options.eval_every else 0.0, options.seed)
+    picked = [selection[row["pair_id"]] for row in rows]
+    columns = [np.array([row[key] for row in picked]) for key in ("keep", "weight", "ref_chosen", "ref_rejected")]
+    mask, weights = scpo.training_set(method, *columns, np.random.default_rng(options.seed))
+    rows = [row for row, used in zip(rows, mask, strict=True) if used]
+    name = f"{method}/{slug}"
+    if not rows:
+        logs.say(f"train: {name} keeps no pair, skipped")
+        return
+    inputs = [[row["pair_id"] for row in rows], weights[mask].tolist(), [row["pair_id"] for row in held_out]]
+    fingerprint = digest([upstream, dict(vars(options)), inputs])
+    folder = workdir.checkpoints / method / slug
+    if checkpoint.load_card(folder).get("fingerprint") == fingerprint:
+        return
+    pairs = trainer.pairs(rows, weights[mask])
+    validation = trainer.pairs(held_out, np.ones(len(held_out), np.float32)) if held_out else None
+    trained = trainer.train(name, pairs, options, validation)
+    card = card_of(config, method=method, group=group, steps=trained.step, pairs=len(rows), fingerprint=fingerprint)
+    card |= {
+        "tau": stages.override(config, group, "tau", config.scpo.tau),
+        "beta": stages.override(config, group, "beta", config.scpo.beta),
+    }
+    trainer.save(folder, name, trained, card, pairs)
+
+
+def hold_out(rows: list[dict], share: float, seed: int) -> tuple[list[dict], list[dict]]:
+    """(rows to train on, rows of held-out users): a share of the users, the same for every method."""
+    if not share:
+        return rows, []
+    train, held_out = preferences.split_units(list(dict.fromkeys(row["user_id"] for row in rows)), share, seed)
+    if not train:
+        return rows, []
+    held_out = set(held_out)
+    return [r for r in rows if r["user_id"] not in held_out], [r for r in rows if r["user_id"] in held_out]
+
+
+def remove_other_checkpoints(workdir: Workdir, wanted: set[tuple[str, str]]) -> None:
+    """Removes RMs of methods and groups that the config no longer names: they would pass for this run's."""
+    for method in workdir.methods():
+        for path in (workdir.checkpoints / method).iterdir():
+            if (method, path.name) not in wanted:
+                path.rmtree()
