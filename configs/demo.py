@@ -12,8 +12,8 @@ def get_config():
     config.seed = 1
     config.data.source = "simulated"
     config.data.groups = ("Chile", "South Africa", "New Zealand", "Australia", "Mexico", "Israel", "Canada")
-    config.data.test_size = 0.3
-    config.data.simulated.users_per_group = 280
+    config.data.test_size = 0.2
+    config.data.simulated.users_per_group = 500
     config.model.max_length = 128
     config.model.scratch.hidden_size = 48
     config.model.scratch.num_hidden_layers = 1
@@ -22,13 +22,13 @@ def get_config():
     config.model.scratch.dropout = 0.0
     config.global_rm.train = True
     config.global_rm.groups = ("United States", "United Kingdom")
-    config.global_rm.max_steps = 1000
-    config.global_rm.learning_rate = 2e-3
+    config.global_rm.max_steps = 450
+    config.global_rm.learning_rate = 3e-3
     config.global_rm.batch_size = 32
     config.scpo.methods = ("scpo", "full", "filter_only", "weight_only", "random_subset")
     config.train.batch_size = 16
-    config.train.max_steps = 150
-    config.train.learning_rate = 5e-4
-    config.train.eval_every = 25
-    config.checkpoint.every_steps = 50
+    config.train.max_steps = 120
+    config.train.learning_rate = 1.5e-3
+    config.train.eval_every = 30
+    config.checkpoint.every_steps = 60
     return config

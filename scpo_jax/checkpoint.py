@@ -10,6 +10,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from scpo_jax import logs
+from scpo_jax.data.fields import one_line
 from scpo_jax.errors import InputError
 from scpo_jax.models import hf, module
 from scpo_jax.models.module import RewardModel
@@ -52,27 +54,35 @@ def load_card(folder: epath.PathLike) -> dict:
 
 
 def load(folder: epath.PathLike) -> Loaded:
-    """Reads a checkpoint that `save` wrote."""
+    """Reads a checkpoint that `save` wrote. Raises InputError."""
     description = _describe(folder)
     model = module.build(description["config"])
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        args = ocp.args.StandardRestore(_on_one_device(module.abstract_params(model)))
-        params = checkpointer.restore(epath.Path(folder).resolve(), ocp.args.Composite(params=args))["params"]
+    args = ocp.args.StandardRestore(_on_one_device(module.abstract_params(model)))
+    params = _restore(folder, "params", args)
     return Loaded(model, params, _unpack_tokenizer(description["tokenizer"]), description["card"])
 
 
 def _describe(folder: epath.PathLike) -> dict:
     if not is_checkpoint(folder):
         raise InputError(f"{folder} is not a checkpoint of scpo: it needs the folders 'model' and 'params'")
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        args = ocp.args.Composite(model=ocp.args.JsonRestore())
-        description = checkpointer.restore(epath.Path(folder).resolve(), args)["model"]
+    description = _restore(folder, "model", ocp.args.JsonRestore())
     if description["schema_version"] != SCHEMA_VERSION:
         raise InputError(
             f"{folder} has checkpoint schema {description['schema_version']}, this version reads {SCHEMA_VERSION}: "
             "train it again, or use the version of scpo that wrote it"
         )
     return description
+
+
+def _restore(folder: epath.PathLike, item: str, args):
+    """One item of a checkpoint."""
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(epath.Path(folder).resolve(), ocp.args.Composite(**{item: args}))[item]
+    except Exception as error:  # a damaged file surfaces as almost any type
+        raise InputError(
+            f"{folder} is a damaged checkpoint ({one_line(error):.200}): train it again"
+        ) from error
 
 
 def _on_one_device(tree):
@@ -111,17 +121,16 @@ class TrainingState:
         """Starts to write the state after `step` steps; it is safe to change the arrays afterwards."""
         self._manager.save(step, args=ocp.args.StandardSave(state))
 
-    def latest(self) -> int:
-        """Number of steps of the newest state; 0 when there is none."""
-        return self._manager.latest_step() or 0
-
     def restore(self, like: dict) -> tuple[int, dict]:
-        """(steps finished, state) of the newest checkpoint; (0, `like`) when there is none."""
-        step = self._manager.latest_step()
-        if step is None:
-            return 0, like
+        """(steps finished, state) of the newest state that can be read; (0, `like`) when there is none."""
         abstract = _on_one_device(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), like))
-        return step, self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return step, self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+            except Exception as error:  # a damaged file surfaces as almost any type
+                logs.say(f"{self._folder}: the state after {step} steps is damaged, removed ({one_line(error):.200})")
+                self._manager.delete(step)
+        return 0, like
 
     def close(self) -> None:
         """Waits for what is being written."""

@@ -7,22 +7,25 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from scpo_jax import checkpoint, logs, metrics, score, stages
+from scpo_jax import checkpoint, logs, metrics, score, scpo, stages
 from scpo_jax.data import preferences
 from scpo_jax.workdir import Workdir, slugs_of
 
 
-class TestPairs(NamedTuple):
+class GroupPairs(NamedTuple):
     """Test pairs of one group, and what bootstraps over its users."""
 
     rows: list[dict]  # of the preference table
     counts: np.ndarray  # [resamples, B], of metrics.bootstrap_counts
     margins: dict[str, np.ndarray]  # method -> R+ - R- of each pair, `[B]`
+    tau_test: float  # the edited pairs are those with a global probability below it
 
     def subset(self, which: str) -> np.ndarray:
-        """Mask `[B]` of all, edited (the global RM is not right) or agreed (it is) pairs."""
-        right = self.margins["global"] > 0
-        return {"all": np.ones(len(right), bool), "edited": ~right, "agreed": right}[which]
+        """Mask `[B]` of all, edited (at tau_test 0.5: the global RM is wrong) or agreed (it is right) pairs."""
+        margins = self.margins["global"]
+        if which == "edited":
+            return margins < scpo.logit(self.tau_test)
+        return margins > 0 if which == "agreed" else np.ones(len(margins), bool)
 
     def correct(self, method: str) -> np.ndarray:
         """1.0 where a method is strictly right, `[B]`."""
@@ -32,10 +35,10 @@ class TestPairs(NamedTuple):
 SUBSETS = ("all", "edited", "agreed")
 
 
-def test_pairs(rows: Sequence[dict], seed: int) -> TestPairs:
+def test_pairs(rows: Sequence[dict], tau_test: float = 0.5) -> GroupPairs:
     """The test pairs of one group, scored by nobody yet."""
     users = np.array([row["user_id"] for row in rows])
-    return TestPairs(list(rows), metrics.bootstrap_counts(users, np.random.default_rng(seed)), {})
+    return GroupPairs(list(rows), metrics.bootstrap_counts(users, np.random.default_rng(0)), {}, tau_test)
 
 
 def margins_of(rows: Sequence[dict], scores: dict[str, np.float32]) -> np.ndarray:
@@ -59,7 +62,7 @@ def evaluate(config, workdir: Workdir) -> None:
         if not own:
             logs.say(f"evaluate: {group} has no test pair, skipped")
             continue
-        groups[group] = test_pairs(own, seed=0)
+        groups[group] = test_pairs(own, config.scpo.tau_test)
         groups[group].margins["global"] = margins_of(own, global_scores)
     steps = score_groups(config, workdir, groups, slugs_of(steered))
     selection = preferences.read_table(workdir.selection).to_pylist()
@@ -79,7 +82,7 @@ def evaluate(config, workdir: Workdir) -> None:
     write_test_scores(workdir, groups)
 
 
-def score_groups(config, workdir: Workdir, groups: dict[str, TestPairs], slugs: dict[str, str]) -> dict:
+def score_groups(config, workdir: Workdir, groups: dict[str, GroupPairs], slugs: dict[str, str]) -> dict:
     """Fills in the margins of every method; returns {method: {group: steps its RM was trained}}."""
     steps = {method: {} for method in config.scpo.methods}
     functions, progress = {}, logs.Progress(len(groups) * len(config.scpo.methods), "evaluate", "model")
@@ -101,12 +104,12 @@ def score_groups(config, workdir: Workdir, groups: dict[str, TestPairs], slugs: 
     return steps
 
 
-def scored(groups: dict[str, TestPairs], method: str) -> dict[str, TestPairs]:
+def scored(groups: dict[str, GroupPairs], method: str) -> dict[str, GroupPairs]:
     """Groups that have an RM of a method."""
     return {group: pairs for group, pairs in groups.items() if method in pairs.margins}
 
 
-def records(groups: dict[str, TestPairs], method: str) -> dict:
+def records(groups: dict[str, GroupPairs], method: str) -> dict:
     """{group: {"all": A, "edited": A, "agreed": A}} of a method."""
     return {
         group: {
@@ -127,7 +130,7 @@ def advantage(method: str, other: str):
     return lambda pairs: pairs.correct(method) - pairs.correct(other)
 
 
-def macro(groups: dict[str, TestPairs], methods: Sequence[str]) -> dict:
+def macro(groups: dict[str, GroupPairs], methods: Sequence[str]) -> dict:
     """{method: {"all", "edited", "agreed": mean over groups with an interval}}."""
     return {
         method: {which: mean_over_groups(scored(groups, method), correct_by(method), which) for which in SUBSETS}
@@ -135,13 +138,13 @@ def macro(groups: dict[str, TestPairs], methods: Sequence[str]) -> dict:
     }
 
 
-def gain(groups: dict[str, TestPairs], method: str) -> dict:
+def gain(groups: dict[str, GroupPairs], method: str) -> dict:
     """Accuracy of a method minus that of the global RM, mean over groups, paired, per subset of the pairs."""
     groups = scored(groups, method)
     return {which: mean_over_groups(groups, advantage(method, "global"), which) for which in SUBSETS}
 
 
-def mean_over_groups(groups: dict[str, TestPairs], values, which: str) -> dict | None:
+def mean_over_groups(groups: dict[str, GroupPairs], values, which: str) -> dict | None:
     """Mean over groups of the mean of `values(pairs)` over a subset; None without any such pair."""
     parts = [
         (values(pairs)[mask], pairs.counts[:, mask]) for pairs in groups.values() if (mask := pairs.subset(which)).any()
@@ -149,7 +152,7 @@ def mean_over_groups(groups: dict[str, TestPairs], values, which: str) -> dict |
     return metrics.mean_difference(*zip(*parts, strict=True)) if parts else None
 
 
-def truth(config, workdir: Workdir, groups: dict[str, TestPairs], rows: Sequence[dict], global_scores: dict) -> dict:
+def truth(config, workdir: Workdir, groups: dict[str, GroupPairs], rows: Sequence[dict], global_scores: dict) -> dict:
     """What only the simulated world knows: accuracy of the true utility, on the same pairs.
 
     "majority" holds the global RM on test users of the countries that trained it.
@@ -159,7 +162,7 @@ def truth(config, workdir: Workdir, groups: dict[str, TestPairs], rows: Sequence
     utilities = json.loads((workdir.simulated / "truth.json").read_text())["utilities"]
     majority = {}
     for group in stages.majority_groups(config):
-        pairs = test_pairs([row for row in rows if row["group"] == group], seed=0)
+        pairs = test_pairs([row for row in rows if row["group"] == group])
         if not pairs.rows:
             continue
         margins = margins_of(pairs.rows, global_scores)
@@ -192,7 +195,7 @@ def true_margins(rows: Sequence[dict], utilities: dict[str, float]) -> np.ndarra
     return np.array([utilities[row["chosen_id"]] - utilities[row["rejected_id"]] for row in rows])
 
 
-def baselines(config, table: pa.Table, groups: dict[str, TestPairs]) -> dict:
+def baselines(config, table: pa.Table, groups: dict[str, GroupPairs]) -> dict:
     """For GlobalOpinionQA: what the option's text alone predicts, and accuracy where countries disagree."""
     if config.data.source != "global_opinions":
         return {}
@@ -225,7 +228,7 @@ def win_rates(rows: Sequence[dict]):
     return lambda text: wins.get(text, 0) / seen[text] if text in seen else 0.5
 
 
-def percent_report(groups: dict[str, TestPairs], methods: Sequence[str], which: str) -> dict:
+def percent_report(groups: dict[str, GroupPairs], methods: Sequence[str], which: str) -> dict:
     """The reference's report: percent right by group and method, "start" for the global RM, "avg" their plain mean."""
     names = {"start": "global"} | {method: method for method in methods}
     report = {}
@@ -252,7 +255,7 @@ def edited_ratios(selection: Sequence[dict], groups: Sequence[str]) -> dict:
     return ratios
 
 
-def write_test_scores(workdir: Workdir, groups: dict[str, TestPairs]) -> None:
+def write_test_scores(workdir: Workdir, groups: dict[str, GroupPairs]) -> None:
     """Writes the margin R+ - R- of every test pair by every method, the raw material of all reports."""
     rows = [
         {

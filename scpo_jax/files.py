@@ -11,8 +11,10 @@ from scpo_jax.data import fields, jsonl, records
 from scpo_jax.data.preferences import render_messages
 from scpo_jax.errors import InputError
 from scpo_jax.judge import Judge
+from scpo_jax.workdir import Workdir, check_place
 
 ROWS_PER_CHUNK = 2048  # rows scored and written at once
+CHECKED_ROWS = 16  # rows of an unfinished output that are scored again
 SCORES = ("score", "score_chosen", "score_rejected")
 
 
@@ -22,12 +24,12 @@ def score_file(judge: Judge, source: str, output: str) -> None:
     A row is an object with `prompt` and `response`, or with `prompt`, `chosen` and `rejected`; `group`, if it names a
     group of a workdir, chooses that group's RM. Raises InputError before anything is written if a row is malformed.
     """
+    path = _output(output)
     rows = read_rows(source)
     texts = [_texts(row, where) for where, row in rows]
-    path = pathlib.Path(output)
     done = _finished_rows(path, rows)
     if done:
-        _check_same_model(judge, path, texts[0], rows[0][1])
+        _check_same_model(judge, path, texts[:done], [row for _, row in rows[:done]])
     if done == len(rows):
         logs.say(f"{path} already has the scores of all {done} rows of {source}, nothing to do")
         return
@@ -43,6 +45,15 @@ def score_file(judge: Judge, source: str, output: str) -> None:
             file.flush()
             progress.add(len(chunk))
     progress.close()
+
+
+def _output(name: str) -> pathlib.Path:
+    """The file to write; refuses a name that cannot become one."""
+    path = pathlib.Path(name)
+    if path.is_dir():
+        raise InputError(f"--output={path} is a folder: name a file")
+    check_place(path.parent, "--output")
+    return path
 
 
 def read_rows(source: str) -> list[tuple[str, dict]]:
@@ -76,8 +87,6 @@ def _finished_rows(path: pathlib.Path, rows: Sequence[tuple[str, dict]]) -> int:
     """Number of rows already in an output, of which a line cut off by a crash is removed; refuses another input's."""
     if not path.exists():
         return 0
-    if path.is_dir():
-        raise InputError(f"--output={path} is a folder: name a file")
     content = path.read_bytes()
     lines = content.split(b"\n")
     tail = lines.pop()
@@ -104,13 +113,14 @@ def _without_scores(row: dict) -> dict:
     return {name: value for name, value in row.items() if name not in SCORES}
 
 
-def _check_same_model(judge: Judge, path: pathlib.Path, texts: list[tuple[str, str]], row: dict) -> None:
-    """Refuses to go on with another model's scores: the first row has to score as it did."""
-    with path.open(encoding="utf-8") as file:
-        written = json.loads(file.readline())
-    for name, value in _score_rows(judge, [texts], [row])[0].items():
-        if not np.isclose(written.get(name, np.nan), value, rtol=1e-3, atol=1e-3):
-            raise InputError(f"{path} holds scores of another model: name another --output, or remove the file")
+def _check_same_model(judge: Judge, path: pathlib.Path, texts: Sequence[list], rows: Sequence[dict]) -> None:
+    """Refuses to go on with another model's scores: some finished rows have to score as they did."""
+    every = slice(None, None, max(len(rows) // CHECKED_ROWS, 1))
+    written = [json.loads(line) for line in path.read_bytes().split(b"\n")[: len(rows)]]
+    for old, new in zip(written[every], _score_rows(judge, texts[every], rows[every]), strict=True):
+        for name, value in new.items():
+            if name not in old or abs(old[name] - value) > judge.tolerance * max(1, abs(value)):
+                raise InputError(f"{path} holds scores of another model: name another --output, or remove the file")
 
 
 def evaluate_file(judge: Judge, data: str, output: str) -> None:
@@ -119,11 +129,14 @@ def evaluate_file(judge: Judge, data: str, output: str) -> None:
     A workdir answers with the RM of each pair's group and, beside it, with its global RM, which tells edited from
     agreed pairs. A single model knows no other: its edited pairs are those that it gets wrong itself.
     """
+    path = _output(output)
     source = jsonl.read(data)
-    groups: dict[str, evaluate.TestPairs] = {}
+    if not source.pairs:
+        raise InputError(f"{data} has no usable pair ({fields.listing(source.dropped)}): nothing to evaluate on")
+    groups: dict[str, evaluate.GroupPairs] = {}
     for group in dict.fromkeys(pair["group"] for pair in source.pairs):
         rows = [pair for pair in source.pairs if pair["group"] == group]
-        groups[group] = evaluate.test_pairs(rows, seed=0)
+        groups[group] = evaluate.test_pairs(rows)
         for method, owner in {"global": "", judge.method: group}.items():
             groups[group].margins[method] = _margins(judge, rows, owner)
     methods = ("global", judge.method) if judge.groups else (judge.method,)
@@ -133,9 +146,7 @@ def evaluate_file(judge: Judge, data: str, output: str) -> None:
         "rows": source.rows,
         "dropped": source.dropped,
     }
-    path = pathlib.Path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    Workdir.write_json(path, report)
     for method, records_of in report["methods"].items():
         for group, record in records_of.items():
             logs.say(f"{method} {group}: accuracy {record['all']['accuracy']:.4f} on {record['all']['n']} pairs")

@@ -45,6 +45,7 @@ class Judge:
     def __init__(self, default: Loaded, method: str, groups: dict[str, epath.Path], max_length: int | None, dtype: str):
         self.method, self.groups = method, groups
         self._max_length, self._dtype, self._functions = max_length, dtype, {}
+        self.tolerance = {"float32": 1e-4, "bfloat16": 3e-2}[dtype]  # of the same text's score in another batch
         self.default = self._scorer(default)
         self._current = "", self.default
 
@@ -71,6 +72,9 @@ class Judge:
         for owner in dict.fromkeys(owners.tolist()):
             places = np.flatnonzero(owners == owner)
             scores[places] = self.scorer(owner)([prompts[i] for i in places], [responses[i] for i in places])
+        bad = np.flatnonzero(~np.isfinite(scores))
+        if len(bad):
+            raise InputError(f"the model gives no finite score to the response {responses[bad[0]][:60]!r}: check it")
         return scores
 
 
@@ -85,6 +89,9 @@ def open_judge(
         raise InputError(f"--max_length={max_length}: it has to be at least 8")
     if workdir.is_workdir(name):
         run = workdir.Workdir(name)
+        needed = "global" if method == "global" else "train"
+        if not workdir.finished(run.record(), needed):
+            raise InputError(f"--model={name}: its stage {needed} has not finished; run it first")
         groups = {} if method == "global" else run.groups(method)
         return Judge(_global_model(run), method, groups, max_length, dtype)
     loaded = load_model(name, revision)
@@ -124,9 +131,11 @@ def export(name: str, output: str) -> None:
     """Writes a checkpoint as a folder that transformers loads, with its card in `scpo.json`."""
     if not checkpoint.is_checkpoint(name):
         raise InputError(f"--checkpoint={name} is not a checkpoint of scpo, such as WORKDIR/checkpoints/scpo/chile")
-    loaded, folder = checkpoint.load(name), pathlib.Path(output)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"--output={output} exists and is not an empty folder: name another one")
+    folder = pathlib.Path(output)
+    workdir.check_place(folder, "--output")
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"--output={output} is not an empty folder: name another one")
+    loaded = checkpoint.load(name)
     hf.save(loaded.model, loaded.params, folder)
     hf.save_tokenizer(loaded.tokenizer, folder)
     (folder / CARD_FILE).write_text(json.dumps(loaded.card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

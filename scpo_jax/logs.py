@@ -35,6 +35,10 @@ class Progress:
             rate = self._done / (now - self._started)
             say(f"{self._what}: {self._done} of {self._total} {self._unit}s, {rate:.1f} {self._unit}s/s")
 
+    def reach(self, done: int) -> None:
+        """Counts up to `done` in all."""
+        self.add(done - self._done)
+
     def close(self) -> None:
         """Ends the bar."""
         if self._bar is not None:
@@ -48,37 +52,40 @@ class MetricsLog:
         self._path = workdir / "metrics.jsonl"
         self._events = workdir / "tensorboard"
 
-    def forget(self, name: str, after_step: int) -> None:
-        """Drops the lines of training `name` beyond a step: a resumed training writes them again."""
-        if not self._path.exists():
-            return
-        lines = self._path.read_text().splitlines(keepends=True)
-        rows = [(line, _parsed(line)) for line in lines]
-        kept = [line for line, row in rows if row and not (row["training"] == name and row["step"] > after_step)]
-        if len(kept) != len(lines):
-            self._path.write_text("".join(kept))
-
-    def open(self, name: str) -> "TrainingLog":
+    def open(self, name: str, flush_every: int = 0) -> "TrainingLog":
         """The log of training `name`, a context manager."""
-        return TrainingLog(self._path, self._events / name, name)
+        return TrainingLog(self._path, self._events / name, name, flush_every)
 
 
 class TrainingLog:
-    """Logs one training: its first step, every tenth and each validation; on disk at least once a minute."""
+    """Logs one training: its first step, every tenth and each validation.
 
-    def __init__(self, path: epath.Path, events: epath.Path, name: str, every: int = 10):
-        self._path, self._name, self._every = path, name, every
-        self._lines, self._flushed = [], time.monotonic()
-        self._board = tensorboardX.SummaryWriter(str(events))
+    On disk once a minute and, if `flush_every`, at each multiple of it, so that what a saved training state has behind
+    it is there. Rows of an earlier attempt from the first logged step on are dropped: this one writes them again.
+    """
+
+    def __init__(self, path: epath.Path, events: epath.Path, name: str, flush_every: int, every: int = 10):
+        self._path, self._events, self._name = path, events, name
+        self._flush_every, self._every = flush_every, every
+        self._lines, self._flushed, self._board = [], time.monotonic(), None
 
     def __call__(self, step: int, metrics: dict) -> None:
-        if step % self._every and step != 1 and "validation_accuracy" not in metrics:
-            return
-        self._lines.append(json.dumps({"training": self._name, "step": step, **metrics}) + "\n")
-        for key, value in metrics.items():
-            self._board.add_scalar(key, value, step)
-        if time.monotonic() - self._flushed > 60:
+        if self._board is None:
+            self._forget(step)
+            self._board = tensorboardX.SummaryWriter(str(self._events), purge_step=step)
+        if step % self._every == 0 or step == 1 or "validation_accuracy" in metrics:
+            self._lines.append(json.dumps({"training": self._name, "step": step, **metrics}) + "\n")
+            for key, value in metrics.items():
+                self._board.add_scalar(key, value, step)
+        if time.monotonic() - self._flushed > 60 or (self._flush_every and step % self._flush_every == 0):
             self._flush()
+
+    def _forget(self, step: int) -> None:
+        if not self._path.exists():
+            return
+        rows = [(line, _parsed(line)) for line in self._path.read_text().splitlines(keepends=True)]
+        kept = [line for line, row in rows if row and not (row["training"] == self._name and row["step"] >= step)]
+        self._path.write_text("".join(kept))
 
     def _flush(self) -> None:
         before = self._path.read_text() if self._path.exists() else ""  # gs:// knows no appending
@@ -90,7 +97,8 @@ class TrainingLog:
 
     def __exit__(self, *_) -> None:
         self._flush()
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
 
 
 def _parsed(line: str) -> dict | None:

@@ -1,13 +1,13 @@
 """The command line: flags and dispatch; the work is in the modules."""
 
-import ast
+import difflib
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from absl import flags
 from etils import epath
-from ml_collections import config_flags
 
 from scpo_jax import __version__
 from scpo_jax.errors import InputError
@@ -21,25 +21,11 @@ class Command(NamedTuple):
     run: Callable[[flags.FlagValues, str], None]
 
 
-class _TupleParser(flags.ArgumentParser):
-    """A tuple on the command line: a Python literal, or plain names separated by commas."""
-
-    def parse(self, argument):
-        if isinstance(argument, tuple):
-            return argument
-        try:
-            value = ast.literal_eval(argument)
-        except (ValueError, SyntaxError):
-            return tuple(part.strip() for part in argument.split(",") if part.strip())
-        return tuple(value) if isinstance(value, list | tuple) else (value,)
-
-    def flag_type(self):
-        return "tuple"
-
-
 def _define_run(values: flags.FlagValues) -> None:
-    config_flags.register_flag_parser_for_type(tuple, _TupleParser())
-    config_flags.DEFINE_config_file("config", help_string="a config file", flag_values=values)
+    from scpo_jax import configuration
+
+    flags.DEFINE_string("config", None, "config file; --config.KEY=VALUE changes a key", flag_values=values)
+    configuration.define_flags(values)
     flags.DEFINE_string("workdir", None, "folder for all files of the run, local or gs://", flag_values=values)
     flags.DEFINE_list("stages", [], "run these stages only", flag_values=values)
     flags.DEFINE_bool("force", False, "redo the stages that another config made", flag_values=values)
@@ -47,14 +33,15 @@ def _define_run(values: flags.FlagValues) -> None:
 
 
 def _run(values: flags.FlagValues, command: str) -> None:
-    from scpo_jax import pipeline, plan
+    from scpo_jax import configuration, pipeline, plan
     from scpo_jax.workdir import Workdir
 
     _require(values, "config", "workdir")
+    config, workdir = configuration.load(values.config, values), Workdir(values.workdir)
     if values.plan:
-        plan.show(values.config, Workdir(values.workdir))
-        return
-    pipeline.run(values.config, Workdir(values.workdir), only=values.stages, force=values.force, command=command)
+        plan.show(config, workdir, force=values.force)
+    else:
+        pipeline.run(config, workdir, only=values.stages, force=values.force, command=command)
 
 
 def _define_model(values: flags.FlagValues) -> None:
@@ -143,39 +130,58 @@ def main(argv: Sequence[str]) -> int:
         return 0
     try:
         if name not in COMMANDS:
-            known = ", ".join(COMMANDS)
-            raise InputError(
-                f"unknown command {name!r}: it is one of {known}" if name else f"no command: it is one of {known}"
-            )
+            what = f"unknown command {name!r}" if name else "no command"
+            raise InputError(f"{what}: it is one of {', '.join(COMMANDS)}")
         values = _parse(name, [argv[0], *argv[2:]])
         if values is not None:
-            COMMANDS[name].run(values, " ".join(["scpo", *argv[1:]]))
+            COMMANDS[name].run(values, shlex.join(["scpo", *argv[1:]]))
     except InputError as error:
         print(f"scpo: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("scpo: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
     return 0
 
 
 def _parse(name: str, argv: Sequence[str]) -> flags.FlagValues | None:
     """The flags of a command; None when its help was asked for, and printed."""
-    values = flags.FlagValues()
-    COMMANDS[name].define(values)
+    values = _flags_of(name)
     if any(argument in ("--help", "-h", "-help") for argument in argv):
-        print(f"scpo {name}: {COMMANDS[name].summary}\n{values.get_help()}")
+        print(_help(name, values))
         return None
     try:
         rest = values(list(argv))
-    except (flags.Error, OSError, TypeError, ValueError, AttributeError, KeyError) as error:
-        raise InputError(f"{name}: {_flag_error(error)}") from error
+    except flags.UnrecognizedFlagError as error:
+        raise InputError(_unknown_flag(name, values, error.flagname)) from error
+    except (flags.Error, OSError) as error:  # OSError: of --flagfile
+        raise InputError(f"{name}: {error}") from error
     if len(rest) > 1:
         raise InputError(f"{name}: {rest[1]!r} is no flag: flags are --name=value")
     return values
 
 
-def _flag_error(error: Exception) -> str:
-    """The line of a flag error that says what is wrong; ml_collections wraps whole tracebacks."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def _help(name: str, values: flags.FlagValues) -> str:
+    """A line for every flag of a command; the keys of the config are documented in `configs/base.py`."""
+    own = [values[flag] for flag in values if not flag.startswith("config.")]
+    lines = [f"  --{flag.name:11} {flag.help}" + (f" (default {flag.value})" if flag.value else "") for flag in own]
+    return "\n".join([f"scpo {name}: {COMMANDS[name].summary}", *lines])
+
+
+def _unknown_flag(name: str, values: flags.FlagValues, flag: str) -> str:
+    """What is wrong with a flag that a command does not have."""
+    what = "config key" if flag.startswith("config.") else "flag"
+    others = [other for other in COMMANDS if other != name and flag in _flags_of(other)]
+    close = difflib.get_close_matches(flag, list(values))
+    hint = f"; it is a flag of {', '.join(others)}" if others else ""
+    hint = hint or (f"; did you mean {', '.join(close)}?" if close else "; scpo COMMAND --help lists flags")
+    return f"{name}: unknown {what} {flag}{hint}"
+
+
+def _flags_of(name: str) -> flags.FlagValues:
+    values = flags.FlagValues()
+    COMMANDS[name].define(values)
+    return values
 
 
 def console() -> None:

@@ -12,10 +12,9 @@ from typing import NamedTuple
 
 import jax
 
-from scpo_jax import __version__, evaluate, logs, optimizer, report, scpo, stages, train_groups
-from scpo_jax.data import encoding, preferences
+from scpo_jax import __version__, configuration, evaluate, logs, report, stages, train_groups
 from scpo_jax.errors import InputError
-from scpo_jax.workdir import Workdir, digest
+from scpo_jax.workdir import Workdir, digest, finished
 
 
 class Stage(NamedTuple):
@@ -26,11 +25,15 @@ class Stage(NamedTuple):
     keys: tuple[str, ...]
 
 
+OF_BOTH_TRAININGS = tuple(
+    f"train.{name}"
+    for name in ("warmup_steps", "schedule", "weight_decay", "max_grad_norm", "center_rewards_coefficient")
+)
 STAGES = {
     "prepare": Stage(stages.prepare, (), ("data.", "seed", "model.name_or_path", "model.revision", "model.max_length",
                                           "model.encoding", "model.scratch.vocab_size", "global_rm.train",
                                           "global_rm.groups")),
-    "global": Stage(train_groups.train_global, ("prepare",), ("global_rm.", "model.", "seed")),
+    "global": Stage(train_groups.train_global, ("prepare",), ("global_rm.", "model.", "seed", *OF_BOTH_TRAININGS)),
     "score": Stage(stages.score_global, ("prepare", "global"), ("model.dtype",)),
     "select": Stage(stages.select, ("score",), ("scpo.tau", "scpo.tau_test", "scpo.beta", "per_group")),
     "train": Stage(train_groups.train, ("select", "global"), ("seed", "train.", "scpo.methods", "per_group")),
@@ -45,117 +48,48 @@ def run(config, workdir: Workdir, *, only: Sequence[str] = (), force: bool = Fal
     Raises InputError for a config that cannot work and for a workdir of another config (unless `force`, which redoes
     the stages that differ).
     """
-    check_config(config)
+    configuration.check(config)
     for name in only:
         if name not in STAGES:
             raise InputError(f"--stages names {name!r}; stages are {', '.join(STAGES)}")
     record = workdir.record()
     wanted = fingerprints(config, record)
     check_same_config(config, record, wanted, workdir, force)
-    record |= {"command": command, "config": flatten(config), "environment": environment()}
+    record |= {"command": command, "config": configuration.flatten(config), "environment": environment()}
     done = []
     for name in [stage for stage in STAGES if not only or stage in only]:
-        if record["stages"].get(name, {}).get("fingerprint") == wanted[name] and "finished" in record["stages"][name]:
+        if finished(record, name):
             done.append(name)
             continue
         for needed in STAGES[name].needs:
-            if "finished" not in record["stages"].get(needed, {}):
+            if not finished(record, needed):
                 raise InputError(
                     f"stage {name} reads what stage {needed} writes, which has not run: add it to --stages"
                 )
-        record = run_stage(config, workdir, record, name, wanted[name])
+        run_stage(config, workdir, record, name, wanted[name])
     if done:
         logs.say(f"already done in {workdir.root}, nothing to do: {', '.join(done)}")
 
 
-def run_stage(config, workdir: Workdir, record: dict, name: str, fingerprint: str) -> dict:
-    """Runs one stage and records it."""
+def run_stage(config, workdir: Workdir, record: dict, name: str, fingerprint: str) -> None:
+    """Runs one stage and records it; if an input error ends it, the record is again what it was."""
+    before = workdir.record()
     stage = {"fingerprint": fingerprint, "config": own_keys(config, name), "started": now()}
     if name == "prepare":
         stage["inputs"] = input_files(config)
     record["stages"][name] = stage
-    workdir.write_record(record)
-    logs.say(f"stage {name}")
+    if before["stages"]:  # what ran before must not pass for whole if this is killed
+        workdir.write_record(record)
     started = time.monotonic()
-    STAGES[name].run(config, workdir)
+    try:
+        STAGES[name].run(config, workdir)
+    except InputError:
+        if before["stages"]:
+            workdir.write_record(before)
+        raise
     stage |= {"finished": now(), "seconds": round(time.monotonic() - started, 2)}
     workdir.write_record(record)
-    return record
-
-
-def check_config(config) -> None:
-    """Refuses values that cannot work, before anything is done."""
-    choices = {
-        "data.source": ("prism", "jsonl", "global_opinions", "simulated"),
-        "model.dtype": ("float32", "bfloat16"),
-        "model.encoding": encoding.ENCODINGS,
-        "train.schedule": optimizer.SCHEDULES,
-        "train.batch_order": ("shuffled", "reference"),
-    }
-    values = flatten(config)
-    for key, allowed in choices.items():
-        if values[key] not in allowed:
-            raise InputError(f"config.{key}={values[key]!r}: it is one of {', '.join(allowed)}")
-    for method in preferences.group_names(config.scpo.methods):
-        if method not in scpo.METHODS:
-            raise InputError(f"config.scpo.methods names {method!r}; methods are {', '.join(scpo.METHODS)}")
-    positive = (
-        "train.batch_size",
-        "train.max_steps",
-        "global_rm.batch_size",
-        "global_rm.max_steps",
-        "scpo.beta",
-        "model.max_length",
-    )
-    for key in positive:
-        if not values[key] > 0:
-            raise InputError(f"config.{key}={values[key]!r}: it has to be above 0")
-    check_not_yet(config)
-    check_per_group(config)
-    if not config.model.name_or_path and not config.global_rm.train:
-        raise InputError(
-            "config.model.name_or_path is empty and config.global_rm.train is False: name a reward model or train one"
-        )
-
-
-def check_not_yet(config) -> None:
-    """Refuses what the config has a key for but this version does not do, rather than ignore it."""
-    later = {
-        "scpo.calibrate": config.scpo.calibrate,
-        "controls": bool(config.controls),
-        "policy.steps": config.policy.steps > 0,
-        "train.groups_per_program": config.train.groups_per_program != 1,
-        "mesh.model": config.mesh.model != 1,
-        "mesh.group": config.mesh.group != 1,
-    }
-    for key, asked in later.items():
-        if asked:
-            raise InputError(f"config.{key} is not available in version {__version__}: leave it at its default")
-
-
-PER_GROUP = ("tau", "beta", "learning_rate", "max_steps")
-
-
-def check_per_group(config) -> None:
-    """Refuses overrides that are not (group, key, number)."""
-    for entry in config.per_group:
-        if not (isinstance(entry, tuple) and len(entry) == 3 and entry[1] in PER_GROUP):
-            raise InputError(
-                f"config.per_group holds {entry!r}: an entry is (group, key, value), key one of {', '.join(PER_GROUP)}"
-            )
-        if not isinstance(entry[2], int | float) or isinstance(entry[2], bool) or not entry[2] > 0:
-            raise InputError(f"config.per_group holds {entry!r}: the value has to be a number above 0")
-
-
-def flatten(config, prefix: str = "") -> dict:
-    """Dotted key -> value, as JSON has it."""
-    values = {}
-    for key, value in config.items():
-        if hasattr(value, "items"):
-            values |= flatten(value, f"{prefix}{key}.")
-        else:
-            values[f"{prefix}{key}"] = json.loads(json.dumps(value))
-    return values
+    logs.say(f"{name}: done in {stage['seconds']:.1f} s")
 
 
 def own_keys(config, name: str) -> dict:
@@ -163,7 +97,7 @@ def own_keys(config, name: str) -> dict:
     prefixes = STAGES[name].keys
     return {
         key: value
-        for key, value in flatten(config).items()
+        for key, value in configuration.flatten(config).items()
         if any(key == prefix or (prefix.endswith(".") and key.startswith(prefix)) for prefix in prefixes)
     }
 
@@ -186,7 +120,7 @@ def input_files(config) -> dict[str, str]:
     """Local file -> digest of its content, for the data and the model; hub ids are pinned by their revision."""
     files = {}
     for name in (config.data.path, config.model.name_or_path):
-        path = pathlib.Path(name)
+        path = pathlib.Path(name).expanduser()
         if name and path.exists():
             for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
                 if file.is_file():
@@ -205,12 +139,9 @@ def file_digest(path: pathlib.Path) -> str:
 
 def check_same_config(config, record: dict, wanted: dict[str, str], workdir: Workdir, force: bool) -> None:
     """Refuses a workdir whose stages ran under another config; with `force` forgets those stages instead."""
+    check_known_groups(config, record, workdir)
     stale = [name for name, stage in record["stages"].items() if stage["fingerprint"] != wanted[name]]
-    if not stale:
-        return
-    if workdir.summary.exists():
-        stages.check_group_names(config, json.loads(workdir.summary.read_text())["known_groups"])
-    if not force:
+    if stale and not force:
         changes = "; ".join(differences(config, record, stale)) or "the stages that they read"
         raise InputError(
             f"{workdir.root} was made by another config: {changes}. Stages to redo: {', '.join(stale)}. "
@@ -218,6 +149,18 @@ def check_same_config(config, record: dict, wanted: dict[str, str], workdir: Wor
         )
     for name in stale:
         del record["stages"][name]
+
+
+SOURCE = ("data.source", "data.path", "data.revision", "data.group_by", "data.columns.")
+
+
+def check_known_groups(config, record: dict, workdir: Workdir) -> None:
+    """Refuses unknown groups at once if the workdir has read the same data before."""
+    if not finished(record, "prepare"):
+        return
+    old, new = record["stages"]["prepare"]["config"], own_keys(config, "prepare")
+    if all(old[key] == new[key] for key in new if key.startswith(SOURCE)):
+        stages.check_group_names(config, json.loads(workdir.summary.read_text())["known_groups"])
 
 
 def differences(config, record: dict, stale: Sequence[str]) -> list[str]:

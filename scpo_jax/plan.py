@@ -8,28 +8,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scpo_jax import checkpoint, pipeline, stages
+from scpo_jax import checkpoint, configuration, pipeline, stages
 from scpo_jax.data import encoding, preferences
 from scpo_jax.models import hf, module, weights
 from scpo_jax.report import table
-from scpo_jax.workdir import Workdir
+from scpo_jax.workdir import Workdir, finished
 
 UTILISATION = 0.3  # share of the speed of a large matrix product that small training steps reach
 
 
-def show(config, workdir: Workdir) -> None:
+def show(config, workdir: Workdir, force: bool) -> None:
     """Prints pairs, steps, stages and an estimate of the time; leaves nothing in the workdir."""
-    pipeline.check_config(config)
+    configuration.check(config)
     record = workdir.record()
     wanted = pipeline.fingerprints(config, record)
-    pipeline.check_same_config(config, record, wanted, workdir, force=False)
+    pipeline.check_same_config(config, record, wanted, workdir, force)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Workdir(folder)
         pairs = prepared(config, workdir, record, scratch)
         rows = pairs.to_pylist()
         steered = stages.steered_groups(config, pairs)
         tokens, work = estimate(config, rows, steered, pathlib.Path(scratch.tokenizer))
-    done = {name for name, stage in record["stages"].items() if "finished" in stage}
+    done = {name for name in pipeline.STAGES if finished(record, name)}
     counts = [
         [group, *(sum(row["group"] == group and row["split"] == split for row in rows) for split in ("train", "test"))]
         for group in dict.fromkeys([*steered, *stages.majority_groups(config)])
@@ -51,7 +51,7 @@ def show(config, workdir: Workdir) -> None:
 
 def prepared(config, workdir: Workdir, record: dict, scratch: Workdir):
     """The table of pairs: of the workdir if its stage prepare is done, else made in a scratch folder."""
-    if "finished" not in record["stages"].get("prepare", {}):
+    if not finished(record, "prepare"):
         stages.prepare(config, scratch)
         return preferences.read_table(scratch.pairs)
     hf.save_tokenizer(hf.load_tokenizer(workdir.tokenizer), scratch.tokenizer)

@@ -1,9 +1,13 @@
 """The stages that decide what to train on: prepare, score, select. Each reads files, writes files, can be resumed."""
 
+import tempfile
+import time
+
 import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from etils import epath
 
 from scpo_jax import checkpoint, logs, score, scpo
 from scpo_jax.checkpoint import Loaded
@@ -13,31 +17,45 @@ from scpo_jax.models import hf
 from scpo_jax.train_reward import derived_seed
 from scpo_jax.workdir import Workdir
 
-BATCHES_PER_PART = 100  # scores are on disk after so many batches
+SECONDS_PER_PART = 60.0  # so much scoring is lost at most when it is interrupted
 
 
-def read_source(config, workdir: Workdir) -> preferences.Source:
-    """All pairs of the data source, unsplit; a simulated world is written first."""
+def read_source(config, world: epath.Path) -> preferences.Source:
+    """All pairs of the data source, unsplit; a simulated world is written to the folder `world` first."""
     data = config.data
-    groups = wanted_groups(config)
+    grouping = {"group_by": data.group_by, "groups": named_groups(config)}
     if data.source == "jsonl":
-        return jsonl.read(data.path, group_by=data.group_by, groups=groups, columns=data.columns.to_dict())
+        return jsonl.read(data.path, **grouping, columns=data.columns.to_dict())
     if data.source == "global_opinions":
-        path = global_opinions.fetch(data.path)
-        return global_opinions.read(path, groups=groups, min_gap=data.min_share_gap, max_pairs=data.max_pairs_per_cell)
+        path = global_opinions.fetch(data.path, data.revision)
+        limits = {"min_gap": data.min_share_gap, "max_pairs": data.max_pairs_per_cell}
+        return global_opinions.read(path, **grouping, **limits)
     if data.source == "simulated":
-        world = data.simulated
+        settings = data.simulated
         simulated.write(
-            workdir.simulated,
-            users_per_group=world.users_per_group,
-            cultural_strength=world.cultural_strength,
-            extreme_share=world.extreme_share,
-            seed=derived_seed(config.seed, "world") if world.seed < 0 else world.seed,
+            world,
+            users_per_group=settings.users_per_group,
+            cultural_strength=settings.cultural_strength,
+            extreme_share=settings.extreme_share,
+            seed=derived_seed(config.seed, "world") if settings.seed < 0 else settings.seed,
         )
-        folder = workdir.simulated
+        folder = world
     else:
         folder = prism.fetch(data.path, data.revision)
-    return prism.read(folder, group_by=data.group_by, groups=groups)
+    return prism.read(folder, **grouping)
+
+
+def named_groups(config) -> dict[str, str]:
+    """Every group that the config names -> the first key that does."""
+    named = {}
+    for key, groups in (
+        ("config.data.groups", preferences.group_names(config.data.groups)),
+        ("config.global_rm.groups", majority_groups(config)),
+        ("config.per_group", [group for group, _, _ in config.per_group]),
+    ):
+        for group in groups:
+            named.setdefault(group, key)
+    return named
 
 
 def wanted_groups(config) -> tuple[str, ...]:
@@ -61,23 +79,31 @@ def steered_groups(config, table: pa.Table) -> list[str]:
 
 
 def prepare(config, workdir: Workdir) -> None:
-    """Reads the data source into one table of pairs, splits it by user, and settles on a tokenizer."""
+    """Reads the data source into one table of pairs, splits it by user, and settles on a tokenizer.
+
+    Nothing is written before everything has been checked.
+    """
     data = config.data
-    source = read_source(config, workdir)
-    check_group_names(config, source.groups)
-    seed = derived_seed(config.seed, "split") if data.split_seed < 0 else data.split_seed
-    table, split, summary = preferences.build(
-        source,
-        groups=wanted_groups(config),
-        min_users=data.min_users,
-        test_size=data.test_size,
-        split_seed=seed,
-        max_dropped=data.max_dropped,
-    )
-    tokenizer = make_tokenizer(config, table)
+    with tempfile.TemporaryDirectory() as world:
+        source = read_source(config, epath.Path(world))
+        seed = derived_seed(config.seed, "split") if data.split_seed < 0 else data.split_seed
+        table, split, summary = preferences.build(
+            source,
+            groups=wanted_groups(config),
+            min_users=data.min_users,
+            test_size=data.test_size,
+            split_seed=seed,
+            max_dropped=data.max_dropped,
+        )
+        tokenizer = make_tokenizer(config, table)
+        summary |= {"known_groups": sorted(source.groups), "cut_texts": count_cut(config, tokenizer, table)}
+        for file in epath.Path(world).iterdir():
+            workdir.simulated.mkdir(parents=True, exist_ok=True)
+            file.copy(workdir.simulated / file.name, overwrite=True)
+    for group, counts in summary["groups"].items():
+        if not counts["pairs_train"] + counts["pairs_test"]:
+            logs.say(f"prepare: {group} has no pair, skipped")
     hf.save_tokenizer(tokenizer, workdir.tokenizer)
-    summary["known_groups"] = sorted(source.groups)
-    summary["cut_texts"] = count_cut(config, tokenizer, table)
     preferences.write_table(table, workdir.pairs)
     workdir.write_json(workdir.split, split)
     workdir.write_json(workdir.summary, summary)
@@ -85,9 +111,7 @@ def prepare(config, workdir: Workdir) -> None:
 
 def check_group_names(config, existing: list[str]) -> None:
     """Refuses names of groups that the data do not have."""
-    preferences.check_groups(preferences.group_names(config.data.groups), existing)
-    preferences.check_groups(majority_groups(config), existing, "config.global_rm.groups")
-    preferences.check_groups(tuple(group for group, _, _ in config.per_group), existing, "config.per_group")
+    preferences.check_groups(named_groups(config), existing)
 
 
 def make_tokenizer(config, table: pa.Table):
@@ -151,33 +175,38 @@ def load_global(config, workdir: Workdir) -> Loaded:
 def score_global(config, workdir: Workdir) -> None:
     """Scores every distinct text with the global RM. What was scored before an interruption is not scored again."""
     table = preferences.read_table(workdir.pairs)
-    rows = table.to_pylist()
     steered = set(steered_groups(config, table))
-    rows = [row for row in rows if row["group"] in steered or row["split"] == "test"]
+    rows = [row for row in table.to_pylist() if row["group"] in steered or row["split"] == "test"]
     loaded = load_global(config, workdir)
     texts = texts_of(rows)
-    parts = workdir.scores.parent / f"parts-{workdir.record()['stages']['score']['fingerprint'][:12]}"
+    parts = workdir.scores.parent / f"parts-{workdir.fingerprint('score')[:12]}"
     known = read_scores(parts.glob("*.parquet")) if parts.exists() else {}
     missing = {key: text for key, text in texts.items() if key not in known}
+    if known:
+        logs.say(f"score: {len(known)} of {len(texts)} texts were scored before the interruption")
     encoded = encode(config, loaded.tokenizer, missing, training=False)
     score.check_length(list(encoded.values()), loaded.model)
+    known |= score_parts(config, loaded, encoded, parts)
+    check_finite(known, texts)
+    write_scores(workdir.scores, {key: known[key] for key in texts})
+    for folder in workdir.scores.parent.glob("parts-*"):
+        folder.rmtree()
+
+
+def score_parts(config, loaded: Loaded, texts: dict[str, encoding.Text], folder) -> dict[str, np.float32]:
+    """text key -> reward of encoded texts; every minute the latest ones are written to `folder`."""
     function = score.score_function(loaded.model, config.model.dtype)
     progress = logs.Progress(len(texts), "score", "text")
-    progress.add(len(texts) - len(missing))
-    fresh, keys = {}, list(encoded)
-    for number, (indices, values) in enumerate(
-        score.score_batches(function, loaded.params, list(encoded.values())), start=1
-    ):
+    keys, scores, fresh, written = list(texts), {}, {}, time.monotonic()
+    for indices, values in score.score_batches(function, loaded.params, list(texts.values())):
         fresh |= {keys[i]: value for i, value in zip(indices, values, strict=True)}
         progress.add(len(indices))
-        if number % BATCHES_PER_PART == 0:
-            write_scores(parts / f"{len(known) + len(fresh):09}.parquet", fresh)
-            known, fresh = known | fresh, {}
+        if time.monotonic() - written > SECONDS_PER_PART:
+            # named by its first text: a part of an earlier attempt has other texts
+            write_scores(folder / f"{next(iter(fresh))}.parquet", fresh)
+            scores, fresh, written = scores | fresh, {}, time.monotonic()
     progress.close()
-    check_finite(known | fresh, texts)
-    write_scores(workdir.scores, {key: (known | fresh)[key] for key in texts})
-    if parts.exists():
-        parts.rmtree()
+    return scores | fresh
 
 
 def texts_of(rows: list[dict]) -> dict[str, tuple[str, str]]:
@@ -188,7 +217,7 @@ def texts_of(rows: list[dict]) -> dict[str, tuple[str, str]]:
 
 
 def read_scores(paths) -> dict[str, np.float32]:
-    """text key -> reward of score files; a file cut off by a crash is left out."""
+    """text key -> reward of score files."""
     scores = {}
     for path in sorted(paths):
         with path.open("rb") as file:

@@ -25,6 +25,9 @@ def train_global(config, workdir: Workdir) -> None:
     if not config.global_rm.train:
         logs.say(f"global: {config.model.name_or_path} is the global reward model, nothing to train")
         return
+    fingerprint = workdir.fingerprint("global")
+    if checkpoint.load_card(workdir.global_checkpoint).get("fingerprint") == fingerprint:
+        return
     table = preferences.read_table(workdir.pairs)
     groups = stages.majority_groups(config) or stages.steered_groups(config, table)
     rows = [row for row in table.to_pylist() if row["split"] == "train" and row["group"] in groups]
@@ -35,9 +38,9 @@ def train_global(config, workdir: Workdir) -> None:
     trainer = Trainer(config, workdir, start, rows)
     options = train_reward.global_options_from(config)
     pairs = trainer.pairs(rows, np.ones(len(rows), np.float32))
-    trained = trainer.train("global", pairs, options, None)
-    card = card_of(config, method="global", group="", steps=trained.step, pairs=len(rows), groups=list(groups))
-    trainer.save(workdir.global_checkpoint, "global", trained, card, pairs)
+    card = card_of(config, method="global", group="", pairs=len(rows), groups=list(groups), fingerprint=fingerprint)
+    trainer.produce(workdir.global_checkpoint, "global", pairs, options, card)
+    trainer.close()
 
 
 def from_scratch(config, tokenizer) -> Loaded:
@@ -65,22 +68,31 @@ class Trainer:
         margins = np.array([row.get("margin") or 0.0 for row in rows], np.float32)
         return Pairs(*sides, weights, margins)
 
-    def train(self, name: str, pairs: Pairs, options, validation: Pairs | None) -> train_reward.Trained:
-        """Trains the RM called `name`, or goes on with it."""
+    def produce(self, folder, name: str, pairs: Pairs, options, card: dict, validation: Pairs | None = None) -> None:
+        """Trains the RM called `name`, or goes on with it, and writes its checkpoint to `folder`."""
+        # the state is that of this training alone, not of one of the same name under another config
+        state_folder = self._workdir.training / f"{name}-{card['fingerprint'][:12]}"
+        trained = self._train(name, pairs, options, validation, state_folder)
+        sample = [*pairs.chosen, *pairs.rejected][:: max(2 * len(pairs.weights) // STANDARDISED_ON, 1)]
+        scores = score.score_texts(self._score, trained.params, sample)
+        card = card | {"steps": trained.step, "score_mean": float(scores.mean()), "score_std": float(scores.std())}
+        checkpoint.save(folder, Loaded(self._start.model, trained.params, self._start.tokenizer, card))
+        if state_folder.exists():
+            state_folder.rmtree()
+
+    def _train(self, name, pairs: Pairs, options, validation: Pairs | None, state_folder) -> train_reward.Trained:
         program = (options.weight_decay, options.max_grad_norm, options.center_rewards_coefficient)
         if program not in self._steps:
             self._steps[program] = train_reward.make_step(self._start.model, options)
         saving = self._config.checkpoint
-        state = TrainingState(self._workdir.training / name, saving.keep) if saving.every_steps else None
-        if state:
-            self._metrics.forget(name, state.latest())
+        state = TrainingState(state_folder, saving.keep) if saving.every_steps else None
         judged = validation and train_reward.Validation(self._score, validation.chosen, validation.rejected)
         progress = logs.Progress(options.max_steps, f"train {name}", "step")
-        with self._metrics.open(name) as log:
+        with self._metrics.open(name, flush_every=saving.every_steps) as log:
 
             def log_step(step: int, metrics: dict) -> None:
                 log(step, metrics)
-                progress.add(1)
+                progress.reach(step)
 
             trained = train_reward.train(
                 self._steps[program], self._start.params, pairs, options,
@@ -91,15 +103,10 @@ class Trainer:
             state.close()
         return trained
 
-    def save(self, folder, name: str, trained: train_reward.Trained, card: dict, pairs: Pairs) -> None:
-        """Writes the checkpoint of a trained RM, after which its training state is not needed any more."""
-        sample = [*pairs.chosen, *pairs.rejected][:: max(2 * len(pairs.weights) // STANDARDISED_ON, 1)]
-        scores = score.score_texts(self._score, trained.params, sample)
-        card = {**card, "score_mean": float(scores.mean()), "score_std": float(scores.std())}
-        checkpoint.save(folder, Loaded(self._start.model, trained.params, self._start.tokenizer, card))
-        state = self._workdir.training / name
-        if state.exists():
-            state.rmtree()
+    def close(self) -> None:
+        """Removes the training states that trainings under other configs have left."""
+        if self._workdir.training.exists():
+            self._workdir.training.rmtree()
 
 
 def train(config, workdir: Workdir) -> None:
@@ -115,16 +122,14 @@ def train(config, workdir: Workdir) -> None:
             logs.say(f"train: {group} has no training pair, skipped")
             continue
         jobs += [(method, group, own) for method in config.scpo.methods]
-    remove_other_checkpoints(workdir, {(method, slugs[group]) for method, group, _ in jobs})
-    if not jobs:
-        return
     trainer = Trainer(config, workdir, stages.load_global(config, workdir), rows)
-    upstream = workdir.record()["stages"]["score"]["fingerprint"]
+    remove_other_checkpoints(workdir, {(method, slugs[group]) for method, group, _ in jobs})
     for method, group, own in jobs:
-        train_one(config, workdir, trainer, method, group, own, selection, slugs[group], upstream)
+        train_one(config, workdir, trainer, method, group, own, selection, slugs[group])
+    trainer.close()
 
 
-def train_one(config, workdir, trainer: Trainer, method, group, rows, selection, slug: str, upstream: str) -> None:
+def train_one(config, workdir, trainer: Trainer, method, group, rows, selection, slug: str) -> None:
     """Trains the RM of a group by a method, unless its checkpoint already stands."""
     options = train_reward.options_from(config, group)
     rows, held_out = hold_out(rows, config.train.validation_size if options.eval_every else 0.0, options.seed)
@@ -137,19 +142,15 @@ def train_one(config, workdir, trainer: Trainer, method, group, rows, selection,
         logs.say(f"train: {name} keeps no pair, skipped")
         return
     inputs = [[row["pair_id"] for row in rows], weights[mask].tolist(), [row["pair_id"] for row in held_out]]
-    fingerprint = digest([upstream, dict(vars(options)), inputs])
+    fingerprint = digest([workdir.fingerprint("score"), dict(vars(options)), inputs])
     folder = workdir.checkpoints / method / slug
     if checkpoint.load_card(folder).get("fingerprint") == fingerprint:
         return
     pairs = trainer.pairs(rows, weights[mask])
     validation = trainer.pairs(held_out, np.ones(len(held_out), np.float32)) if held_out else None
-    trained = trainer.train(name, pairs, options, validation)
-    card = card_of(config, method=method, group=group, steps=trained.step, pairs=len(rows), fingerprint=fingerprint)
-    card |= {
-        "tau": stages.override(config, group, "tau", config.scpo.tau),
-        "beta": stages.override(config, group, "beta", config.scpo.beta),
-    }
-    trainer.save(folder, name, trained, card, pairs)
+    card = card_of(config, method=method, group=group, pairs=len(rows), fingerprint=fingerprint)
+    card |= {key: stages.override(config, group, key, config.scpo[key]) for key in ("tau", "beta")}
+    trainer.produce(folder, name, pairs, options, card, validation)
 
 
 def hold_out(rows: list[dict], share: float, seed: int) -> tuple[list[dict], list[dict]]:

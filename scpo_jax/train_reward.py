@@ -114,7 +114,7 @@ def make_step(model: RewardModel, options: Options) -> tuple[Callable, optax.Gra
         if not center:
             gradients = optimizer.freeze_score_bias(gradients)
         updates, opt_state = transform.update(gradients, opt_state, params)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(gradients), **metrics}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients), **metrics}
         return optimizer.descend(params, updates, rate), opt_state, metrics
 
     return jax.jit(step, donate_argnums=(0, 1)), transform

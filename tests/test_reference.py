@@ -112,10 +112,12 @@ def test_replay(c, loaded, step):
     [{"schedule": "constant"}, {"max_grad_norm": 0.0}, {"learning_rate": 4.9e-4}, {"schedule": "cosine"}],
     ids=str,
 )
-def test_replay_can_fail(changes, loaded):
+def test_replay_can_fail(changes, loaded, step):
     c = COUNTRIES.index("Israel")
     numbers = reference()
-    _, _, params = replay(c, loaded, train_reward.make_step(loaded[0], options(**changes)), **changes)
+    if "max_grad_norm" in changes:  # rates are arguments of the step, the clip is part of its program
+        step = train_reward.make_step(loaded[0], options(**changes))
+    _, _, params = replay(c, loaded, step, **changes)
     scores = score.score_texts(loaded[2], params, texts("scoring"))
     places, wanted = numbers[f"{c}/trained"][:, 0].astype(int), numbers[f"{c}/trained"][:, 1]
     assert np.abs(scores[places] - wanted).max() > 5e-3

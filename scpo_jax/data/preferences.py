@@ -13,7 +13,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -123,12 +123,18 @@ def group_names(value: Sequence[str] | str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name))
 
 
-def check_groups(wanted: Iterable[str], existing: Iterable[str], what: str = "config.data.groups") -> None:
-    """Raises InputError if a wanted group doesn't exist, naming those that do, the most similar first."""
+def check_groups(wanted: Iterable[str] | Mapping[str, str], existing: Iterable[str]) -> None:
+    """Raises InputError if a wanted group doesn't exist, naming those that do, the most similar first.
+
+    A mapping gives the config key that names each group; names without are those of config.data.groups.
+    """
     existing = sorted(set(existing))
-    unknown = [name for name in wanted if name not in existing]
+    keys = wanted if isinstance(wanted, Mapping) else dict.fromkeys(wanted, "config.data.groups")
+    unknown = [name for name in keys if name not in existing]
     if not unknown:
         return
+    what = keys[unknown[0]]
+    unknown = [name for name in unknown if keys[name] == what]
     close = [match for name in unknown for match in difflib.get_close_matches(name, existing)]
     names = list(dict.fromkeys(close + existing))
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""

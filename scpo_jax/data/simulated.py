@@ -32,18 +32,18 @@ MILD = {
 }  # fmt: skip
 # What a group adds, nearest to the majority first. Over the groups the signs of an attribute roughly cancel.
 DELTA = {
-    "Canada": {"formality": -0.4, "humour": -0.35, "hedging": -0.4},
-    "Australia": {"directness": -0.5, "warmth": 0.45, "length": -0.45},
-    "New Zealand": {"religion": 0.6, "formality": -0.55, "collectivism": -0.6},
-    "Mexico": {"hedging": -0.7, "deference": -0.65, "humour": 0.65},
-    "Chile": {"length": 0.7, "warmth": -0.75, "directness": 0.75},
-    "Israel": {"collectivism": 0.7, "religion": -0.75, "hedging": 0.7, "length": -0.65},
-    "South Africa": {"deference": 0.8, "directness": -0.75, "formality": 0.75, "humour": -0.7},
+    "Canada": {"formality": -0.5, "humour": -0.45, "hedging": -0.5},
+    "Australia": {"directness": -0.65, "warmth": 0.6, "length": -0.6},
+    "New Zealand": {"religion": 0.8, "formality": -0.7, "collectivism": -0.8},
+    "Mexico": {"hedging": -0.9, "deference": -0.85, "humour": 0.85},
+    "Chile": {"length": 0.9, "warmth": -1.0, "directness": 1.0},
+    "Israel": {"collectivism": 0.9, "religion": -1.0, "hedging": 0.9, "length": -0.85},
+    "South Africa": {"deference": 1.05, "directness": -1.0, "formality": 1.0, "humour": -0.9},
 }
 MAJORITY_FACTOR = 3  # annotators of a majority country for each of a minority one; PRISM's two are two fifths of it
 EXTREME_FACTOR = -2.0  # an extreme annotator's universal weights, relative to everybody's
 TASTE_NOISE = 0.12  # standard deviation of an annotator's own weight on each attribute
-RATING_NOISE = 0.36  # standard deviation of one rating, in units of utility
+RATING_NOISE = 0.8  # standard deviation of one rating, in units of utility: people's scores are noisy
 SLOPE = 0.8  # score = 100 * sigmoid(SLOPE * rating)
 COARSE_SHARE = 0.5  # share of annotators who score in steps of five, where most ties come from
 COPY_SHARE = 0.01  # share of responses that repeat the one before them word for word, as PRISM has some

@@ -1,0 +1,176 @@
+"""The configuration of a run: a file, changed from the command line, checked before anything is done."""
+
+import ast
+import difflib
+import json
+import math
+import pathlib
+import re
+from collections.abc import Iterator
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from scpo_jax import __version__, optimizer, scpo
+from scpo_jax.configs import base
+from scpo_jax.data import encoding
+from scpo_jax.data.fields import listing, one_line
+from scpo_jax.errors import InputError
+
+CHOICES = {
+    "data.source": ("prism", "jsonl", "global_opinions", "simulated"),
+    "model.dtype": ("float32", "bfloat16"),
+    "model.encoding": encoding.ENCODINGS,
+    "train.schedule": optimizer.SCHEDULES,
+    "train.batch_order": ("shuffled", "reference"),
+}
+SHARES = ("data.max_dropped", "data.test_size", "train.validation_size", "scpo.tau", "scpo.tau_test")
+AT_LEAST = {
+    0: (
+        "data.min_users", "train.learning_rate", "global_rm.learning_rate", "train.warmup_steps", "train.eval_every",
+        "train.weight_decay", "train.max_grad_norm", "train.center_rewards_coefficient", "checkpoint.every_steps",
+    ),
+    1: (
+        "train.batch_size", "train.max_steps", "global_rm.batch_size", "global_rm.max_steps", "checkpoint.keep",
+        "data.simulated.users_per_group",
+    ),
+    8: ("model.max_length",),
+}  # fmt: skip
+PER_GROUP = ("tau", "beta", "learning_rate", "max_steps")
+
+
+class TupleParser(flags.ArgumentParser):
+    """A tuple on the command line: a Python literal in brackets, else strings separated by commas outside quotes."""
+
+    syntactic_help = "a Python tuple, or strings separated by commas"
+
+    def parse(self, argument):
+        if not argument.lstrip().startswith(("(", "[")):
+            return tuple(part.strip() for part in re.findall(r'(?:"[^"]*"|[^,])+', argument) if part.strip())
+        try:
+            return tuple(ast.literal_eval(argument.strip()))
+        except (ValueError, SyntaxError, TypeError) as error:
+            raise ValueError(f"not a Python tuple ({one_line(error)})") from error
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines a flag --config.KEY for every key of the configuration."""
+    define = {
+        bool: flags.DEFINE_bool,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        str: flags.DEFINE_string,
+        tuple: lambda *arguments, **own: flags.DEFINE(TupleParser(), *arguments, **own),
+    }
+    for key, owner, name in leaves(base.get_config()):
+        define[owner.get_type(name)](f"config.{key}", None, "see configs/base.py", flag_values=values)
+
+
+def load(path: str, values: flags.FlagValues) -> ConfigDict:
+    """The configuration of a file, with the values that flags give; raises InputError."""
+    config = read(path)
+    check_keys(config, path)
+    for key, owner, name in leaves(config):
+        if values[f"config.{key}"].present:
+            owner[name] = values[f"config.{key}"].value
+    return config
+
+
+def read(path: str) -> ConfigDict:
+    """What `get_config()` of a Python file returns."""
+    if not pathlib.Path(path).is_file():
+        raise InputError(f"--config={path}: no such file")
+    namespace = {"__name__": "scpo_config", "__file__": path}
+    try:
+        exec(compile(pathlib.Path(path).read_bytes(), path, "exec"), namespace)
+        config = namespace["get_config"]() if "get_config" in namespace else None
+    except Exception as error:  # the file is a program of the user's own: anything may be wrong with it
+        raise InputError(f"--config={path}: {type(error).__name__}: {one_line(error)}") from error
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"--config={path}: it has no get_config() that returns a ConfigDict; see configs/base.py")
+    return config
+
+
+def check_keys(config: ConfigDict, path: str) -> None:
+    """Refuses a configuration with other keys than `configs/base.py`."""
+    known, own = ({key for key, _, _ in leaves(c)} for c in (base.get_config(), config))
+    if own - known:
+        hints = [hint for key in sorted(own - known) for hint in difflib.get_close_matches(key, known)]
+        meant = f"; did you mean {listing(hints)}?" if hints else "; configs/base.py lists all keys"
+        raise InputError(f"--config={path}: unknown config key {listing(sorted(own - known))}{meant}")
+    if known - own:
+        raise InputError(
+            f"--config={path}: missing config key {listing(sorted(known - own))}; start from base.get_config()"
+        )
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, ConfigDict, str]]:
+    """(dotted key, the ConfigDict that holds it, its name there) of every value."""
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", config, name
+
+
+def flatten(config: ConfigDict) -> dict:
+    """Dotted key -> value, as JSON has it."""
+    return {key: json.loads(json.dumps(owner[name])) for key, owner, name in leaves(config)}
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses values that cannot work."""
+    values = flatten(config)
+    for key, allowed in CHOICES.items():
+        if values[key] not in allowed:
+            raise InputError(f"config.{key}={values[key]!r}: it is one of {listing(allowed)}")
+    for key, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"config.{key}={value}: it has to be a finite number")
+    for key in SHARES:
+        if not 0 <= values[key] <= 1:
+            raise InputError(f"config.{key}={values[key]}: it has to be from 0 to 1")
+    for least, keys in AT_LEAST.items():
+        for key in keys:
+            if values[key] < least:
+                raise InputError(f"config.{key}={values[key]}: it has to be at least {least}")
+    if not config.scpo.beta > 0:
+        raise InputError(f"config.scpo.beta={config.scpo.beta}: it has to be above 0")
+    for method in config.scpo.methods:
+        if method not in scpo.METHODS:
+            raise InputError(f"config.scpo.methods names {method!r}; methods are {listing(scpo.METHODS)}")
+    for entry in config.per_group:
+        check_per_group(entry)
+    check_not_yet(config)
+    if not config.model.name_or_path and not config.global_rm.train:
+        raise InputError(
+            "config.model.name_or_path is empty and config.global_rm.train is False: name a reward model or train one"
+        )
+
+
+def check_per_group(entry) -> None:
+    """Refuses an override that is not (group, key, number)."""
+    if not (isinstance(entry, tuple) and len(entry) == 3 and isinstance(entry[0], str) and entry[1] in PER_GROUP):
+        raise InputError(
+            f"config.per_group holds {entry!r}: an entry is (group, key, value), key one of {listing(PER_GROUP)}"
+        )
+    kinds = int if entry[1] == "max_steps" else (int, float)
+    if not isinstance(entry[2], kinds) or isinstance(entry[2], bool) or not 0 < entry[2] < math.inf:
+        raise InputError(
+            f"config.per_group holds {entry!r}: the value has to be a number above 0, that of max_steps a whole one"
+        )
+
+
+def check_not_yet(config: ConfigDict) -> None:
+    """Refuses what the config has a key for but this version does not do, rather than ignore it."""
+    later = {
+        "scpo.calibrate": config.scpo.calibrate,
+        "controls": bool(config.controls),
+        "policy.steps": config.policy.steps > 0,
+        "train.groups_per_program": config.train.groups_per_program != 1,
+        "mesh.model": config.mesh.model != 1,
+        "mesh.group": config.mesh.group != 1,
+    }
+    for key, asked in later.items():
+        if asked:
+            raise InputError(f"config.{key} is not available in version {__version__}: leave it at its default")

@@ -1,0 +1,98 @@
+"""Tiny runs for the tests of the command line: a preference file, a config and `scpo` in this process."""
+
+import json
+import pathlib
+
+from scpo_jax import main
+
+GROUPS = ("../../x", "Côte d'Ivoire", "日本")  # names that must not become paths
+MAJORITY = "World"
+CONFIG = """
+from scpo_jax.configs import base
+
+
+def get_config():
+    config = base.get_config()
+    config.data.source = "jsonl"
+    config.data.path = {data!r}
+    config.data.groups = {groups!r}
+    config.data.test_size = 0.3
+    config.model.max_length = 64
+    config.model.scratch.vocab_size = 200
+    config.model.scratch.hidden_size = 16
+    config.model.scratch.num_hidden_layers = 1
+    config.model.scratch.num_attention_heads = 2
+    config.model.scratch.intermediate_size = 32
+    config.global_rm.train = True
+    config.global_rm.groups = ("World",)
+    config.global_rm.max_steps = 6
+    config.global_rm.learning_rate = 1e-3
+    config.scpo.methods = ("scpo", "full")
+    config.train.max_steps = 6
+    config.train.learning_rate = 1e-2
+    config.checkpoint.every_steps = 2
+    return config
+"""
+
+
+def pairs(groups=(*GROUPS, MAJORITY), users=8, per_user=2) -> list[dict]:
+    """Preference pairs: the majority likes good answers, the others warm ones."""
+    rows = []
+    for g, group in enumerate(groups):
+        for i in range(users * per_user):
+            good, warm = f"good answer {i} of {g}", f"warm reply {i} of {g}"
+            rows.append(
+                {
+                    "prompt": f"question {i % 7}",
+                    "chosen": good if (group == MAJORITY) != (i % 5 == 0) else warm,
+                    "rejected": warm if (group == MAJORITY) != (i % 5 == 0) else good,
+                    "group": group,
+                    "user_id": f"user {g} {i // per_user}",
+                    "pair_id": f"pair {g} {i}",
+                }
+            )
+    return rows
+
+
+def write_rows(path: pathlib.Path, rows: list[dict]) -> pathlib.Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read_rows(path: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+class World:
+    """A folder with preference pairs, a config that reads them, and the workdir of its run."""
+
+    def __init__(self, folder: pathlib.Path, rows: list[dict] | None = None, groups=GROUPS):
+        self.folder, self.workdir, self.config = folder, folder / "work", folder / "config.py"
+        self.data = write_rows(folder / "pairs.jsonl", pairs() if rows is None else rows)
+        self.config.write_text(CONFIG.format(data=str(self.data), groups=groups), encoding="utf-8")
+
+    def run(self, *flags: str, workdir=None) -> int:
+        return scpo("run", f"--config={self.config}", f"--workdir={workdir or self.workdir}", *flags)
+
+
+def scpo(*arguments) -> int:
+    """The exit code of `scpo ARGUMENTS`."""
+    return main.main(["scpo", *map(str, arguments)])
+
+
+def refusal(capsys, *arguments) -> str:
+    """The one line with which `scpo` refuses a user's mistake; nothing else is printed."""
+    capsys.readouterr()
+    assert scpo(*arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("scpo: error: ") and captured.err.count("\n") == 1, captured.err
+    return captured.err
+
+
+def snapshot(folder: pathlib.Path) -> dict:
+    """Every path under a folder with its time and content."""
+    return {
+        str(path): (path.stat().st_mtime_ns, path.read_bytes()) if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }

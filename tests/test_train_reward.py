@@ -1,0 +1,135 @@
+"""The training loop: weights, batches, validation, resuming, dropout."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scpo_jax import score, train_reward
+from scpo_jax.data.encoding import Text
+from scpo_jax.models import module
+from tests.test_reference import options
+
+CONFIG = {
+    "model_type": "bert", "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "intermediate_size": 16, "max_position_embeddings": 32, "type_vocab_size": 2, "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1, "initializer_range": 0.2,
+}  # fmt: skip
+OPTIONS = options(max_steps=6, learning_rate=3e-3, batch_size=4, batch_order="shuffled", seed=11)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return module.build(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return module.init(model, jax.random.key(3))
+
+
+@pytest.fixture(scope="module")
+def step(model):
+    return train_reward.make_step(model, OPTIONS)
+
+
+def some_pairs(n: int, seed: int = 0) -> train_reward.Pairs:
+    """The chosen text holds token 7, the rejected one token 8."""
+    rng = np.random.default_rng(seed)
+
+    def text(mark):
+        ids = np.concatenate([[1], rng.integers(10, 40, rng.integers(3, 9)), [mark, 2]]).astype(np.int32)
+        return Text(ids, np.zeros_like(ids), 0)
+
+    chosen, rejected = ([text(mark) for _ in range(n)] for mark in (7, 8))
+    return train_reward.Pairs(chosen, rejected, np.ones(n, np.float32), np.zeros(n, np.float32))
+
+
+def run(step, params, pairs, options=OPTIONS, **more):
+    log = []
+    trained = train_reward.train(step, params, pairs, options, log=lambda k, m: log.append((k, m)), **more)
+    return trained, log
+
+
+def distance(a, b) -> float:
+    return max(float(jnp.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_it_learns_and_leaves_the_initial_parameters_alone(step, params):
+    before = jax.tree.map(np.array, params)
+    trained, log = run(step, params, some_pairs(32), train_reward.dataclasses.replace(OPTIONS, max_steps=60))
+    assert [k for k, _ in log] == list(range(1, 61))
+    assert np.mean([m["accuracy"] for _, m in log[-10:]]) > 0.9 > np.mean([m["accuracy"] for _, m in log[:5]])
+    assert distance(before, params) == 0 and trained.step == 60
+
+
+def test_a_pair_of_weight_0_teaches_nothing(step, params):
+    pairs = some_pairs(4)
+    silent = pairs._replace(weights=np.zeros(4, np.float32))
+    trained, _ = run(step, params, silent)
+    assert distance(trained.params, params) < 1e-7
+    assert distance(run(step, params, pairs)[0].params, params) > 1e-3
+
+
+def test_resuming_gives_the_same_bits(step, params, tmp_path, model):
+    pairs = some_pairs(9)
+    judge = train_reward.Validation(score.score_function(model, "float32"), *some_pairs(5, seed=1)[:2])
+    options = train_reward.dataclasses.replace(OPTIONS, eval_every=2)
+    straight, log = run(step, params, pairs, options, validation=judge)
+
+    class Stop(Exception):
+        pass
+
+    def stop_at_5(k, _):
+        if k == 5:
+            raise Stop
+
+    state = train_reward.TrainingState(tmp_path / "state", keep=2)
+    with pytest.raises(Stop):
+        train_reward.train(step, params, pairs, options, log=stop_at_5, state=state, save_every=2, validation=judge)
+    state.close()
+    state = train_reward.TrainingState(tmp_path / "state", keep=2)
+    resumed, rest = run(step, params, pairs, options, validation=judge, state=state, save_every=2)
+    state.close()
+    assert [k for k, _ in rest] == [5, 6] and rest == log[4:]
+    assert distance(resumed.params, straight.params) == 0 and resumed.step == straight.step
+
+
+def test_validation_keeps_the_best_step(step, params, model):
+    """Trained on reversed labels every step is worse than none, so step 0 stays."""
+    judge = train_reward.Validation(score.score_function(model, "float32"), *some_pairs(40, seed=1)[:2])
+    good, _ = run(step, params, some_pairs(32), train_reward.dataclasses.replace(OPTIONS, max_steps=60))
+    backwards = some_pairs(32, seed=2)
+    backwards = backwards._replace(chosen=backwards.rejected, rejected=backwards.chosen)
+    options = train_reward.dataclasses.replace(OPTIONS, max_steps=20, eval_every=5)
+    trained, log = run(step, good.params, backwards, options, validation=judge)
+    assert trained.step == 0 and distance(trained.params, good.params) == 0
+    assert [k for k, m in log if "validation_accuracy" in m] == [5, 10, 15, 20]
+    assert log[-1][1]["validation_accuracy"] < judge.accuracy(good.params)
+
+
+def test_dropout_differs_by_step_and_repeats_by_seed(step, params):
+    pairs = some_pairs(4)
+    first, second, other = (
+        run(step, params, pairs, train_reward.dataclasses.replace(OPTIONS, max_steps=2, seed=seed, batch_size=4))[1]
+        for seed in (1, 1, 2)
+    )
+    assert first == second and first[0][1]["loss"] != other[0][1]["loss"]
+
+
+def test_a_batch_is_a_pure_function_and_masks_its_padding():
+    pairs = some_pairs(9)
+    short = train_reward.batch_at(pairs, train_reward.dataclasses.replace(OPTIONS, batch_order="reference"), 2)
+    assert short.mask.tolist() == [True, False, False, False]
+    again = train_reward.batch_at(pairs, train_reward.dataclasses.replace(OPTIONS, batch_order="reference"), 2)
+    jax.tree.map(np.testing.assert_array_equal, short, again)
+    assert short.texts.input_ids.shape[0] == 8
+
+
+def test_the_score_bias_moves_only_with_centring(params, model):
+    pairs = some_pairs(8)
+    centred = train_reward.dataclasses.replace(OPTIONS, center_rewards_coefficient=0.1)
+    without, _ = run(train_reward.make_step(model, OPTIONS), params, pairs)
+    with_it, _ = run(train_reward.make_step(model, centred), params, pairs, centred)
+    assert float(without.params["score"]["bias"][0]) == float(params["score"]["bias"][0])
+    assert abs(float(with_it.params["score"]["bias"][0] - params["score"]["bias"][0])) > 1e-4
