@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
 
     config.global_rm = ConfigDict()
     config.global_rm.train = False  # train the global RM first (else config.model is one already)
-    config.global_rm.groups = ()  # the majority it is trained on, () for all groups; named ones are not steered
+    config.global_rm.groups = ()  # the majority it is trained on, () for all groups of the data; named ones are not steered
     config.global_rm.max_steps = 1000
     config.global_rm.learning_rate = 1e-5
     config.global_rm.batch_size = 8  # pairs a step
@@ -120,7 +120,7 @@ def train() -> ConfigDict:
     config.max_grad_norm = 1.0  # clip the global gradient norm; 0 does not
     config.center_rewards_coefficient = 0.0  # c of c * mean((R+ + R-)^2)
     config.groups_per_program = 1  # groups trained at once (one, for now)
-    config.eval_every = 0  # validate every so many steps and keep the best step; 0 keeps the last
+    config.eval_every = 0  # validate every so many steps, keep the best (one-standard-error rule); 0 keeps the last
     config.validation_size = 0.15  # share of a group's training users held out for it, if eval_every > 0
     config.batch_order = "shuffled"  # shuffled (by config.seed), or reference: the authors' order, for parity
     return config

@@ -29,6 +29,7 @@ def get_config():
     config.train.batch_size = 16
     config.train.max_steps = 120
     config.train.learning_rate = 1.5e-3
-    config.train.eval_every = 30
+    config.train.eval_every = 40
+    config.train.validation_size = 0.25
     config.checkpoint.every_steps = 60
     return config

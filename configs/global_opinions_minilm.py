@@ -1,4 +1,4 @@
-"""GlobalOpinionQA: survey answers of twelve countries, from the real weights of all-MiniLM-L6-v2 (22M parameters).
+"""GlobalOpinionQA: survey answers of eight countries, from the real weights of all-MiniLM-L6-v2 (22M parameters).
 
     scpo run --config=configs/global_opinions_minilm.py --workdir=runs/global_opinions
 
@@ -14,9 +14,7 @@ def get_config():
     config = base.get_config()
     config.data.source = "global_opinions"
     config.data.path = "Anthropic/llm_global_opinions"
-    config.data.groups = (
-        "Germany", "France", "Pakistan", "Mexico", "Jordan", "Turkey", "Brazil", "Britain", "Nigeria", "Lebanon",
-    )  # fmt: skip
+    config.data.groups = ("Germany", "France", "Pakistan", "Mexico", "Jordan", "Turkey", "Brazil", "Britain")
     config.data.split_seed = 0
     config.model.name_or_path = "sentence-transformers/all-MiniLM-L6-v2"
     config.model.fresh_head = True
@@ -25,9 +23,8 @@ def get_config():
     config.global_rm.groups = ()
     config.global_rm.max_steps = 600
     config.global_rm.learning_rate = 5e-5
-    config.global_rm.batch_size = 16
+    config.global_rm.batch_size = 8
     config.scpo.methods = ("scpo", "full")
     config.train.max_steps = 100
     config.train.learning_rate = 2e-5
-    config.train.batch_size = 16
     return config

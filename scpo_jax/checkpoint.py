@@ -80,9 +80,7 @@ def _restore(folder: epath.PathLike, item: str, args):
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             return checkpointer.restore(epath.Path(folder).resolve(), ocp.args.Composite(**{item: args}))[item]
     except Exception as error:  # a damaged file surfaces as almost any type
-        raise InputError(
-            f"{folder} is a damaged checkpoint ({one_line(error):.200}): train it again"
-        ) from error
+        raise InputError(f"{folder} is a damaged checkpoint ({one_line(error):.200}): train it again") from error
 
 
 def _on_one_device(tree):

@@ -60,8 +60,10 @@ def named_groups(config) -> dict[str, str]:
 
 def wanted_groups(config) -> tuple[str, ...]:
     """Groups whose pairs the run needs, () for all; also those that only train the global RM."""
-    steered = preferences.group_names(config.data.groups)
-    return tuple(dict.fromkeys([*steered, *majority_groups(config)])) if steered else ()
+    steered, majority = preferences.group_names(config.data.groups), majority_groups(config)
+    if not steered or (config.global_rm.train and not majority):
+        return ()
+    return tuple(dict.fromkeys([*steered, *majority]))
 
 
 def majority_groups(config) -> tuple[str, ...]:
@@ -175,8 +177,12 @@ def load_global(config, workdir: Workdir) -> Loaded:
 def score_global(config, workdir: Workdir) -> None:
     """Scores every distinct text with the global RM. What was scored before an interruption is not scored again."""
     table = preferences.read_table(workdir.pairs)
-    steered = set(steered_groups(config, table))
-    rows = [row for row in table.to_pylist() if row["group"] in steered or row["split"] == "test"]
+    steered, majority = set(steered_groups(config, table)), set(majority_groups(config))
+    rows = [
+        row
+        for row in table.to_pylist()
+        if row["group"] in steered or (row["group"] in majority and row["split"] == "test")
+    ]
     loaded = load_global(config, workdir)
     texts = texts_of(rows)
     parts = workdir.scores.parent / f"parts-{workdir.fingerprint('score')[:12]}"

@@ -29,7 +29,7 @@ def train_global(config, workdir: Workdir) -> None:
     if checkpoint.load_card(workdir.global_checkpoint).get("fingerprint") == fingerprint:
         return
     table = preferences.read_table(workdir.pairs)
-    groups = stages.majority_groups(config) or stages.steered_groups(config, table)
+    groups = stages.majority_groups(config) or tuple(dict.fromkeys(table["group"].to_pylist()))
     rows = [row for row in table.to_pylist() if row["split"] == "train" and row["group"] in groups]
     if not rows:
         raise InputError(f"the global RM has no training pair of {', '.join(groups)}: see config.global_rm.groups")

@@ -12,7 +12,7 @@ import optax
 
 from scpo_jax import losses, optimizer, score
 from scpo_jax.checkpoint import TrainingState
-from scpo_jax.data import encoding, order
+from scpo_jax.data import order, packing
 from scpo_jax.data.encoding import Text
 from scpo_jax.models.module import RewardModel, TextBatch
 
@@ -85,8 +85,7 @@ def batch_at(pairs: Pairs, options: Options, step: int) -> PairBatch:
     mask = np.arange(size) < len(indices)
     indices = np.concatenate([indices, np.full(size - len(indices), indices[0])])
     texts = [side[i] for side in (pairs.chosen, pairs.rejected) for i in indices]
-    length = encoding.ladder_length(max(len(text.input_ids) for text in texts))
-    return PairBatch(encoding.pad_batch(texts, 2 * size, length), pairs.weights[indices], pairs.margins[indices], mask)
+    return PairBatch(packing.pack_batch(texts), pairs.weights[indices], pairs.margins[indices], mask)
 
 
 def make_step(model: RewardModel, options: Options) -> tuple[Callable, optax.GradientTransformation]:
@@ -127,15 +126,27 @@ class Validation(NamedTuple):
     chosen: Sequence[Text]
     rejected: Sequence[Text]
 
-    def accuracy(self, params) -> np.float32:
-        """Strict accuracy on the held-out pairs; unlike their loss it does not mind the scale that weights change."""
+    def correct(self, params) -> np.ndarray:
+        """1.0 for every held-out pair that the parameters get strictly right, `[N]`.
+
+        Unlike a loss this does not mind the scale of the rewards, which weights change.
+        """
         rewards = score.score_texts(self.score, params, [*self.chosen, *self.rejected])
         chosen, rejected = np.split(rewards, 2)
-        return np.float32(np.mean(chosen > rejected))
+        return (chosen > rejected).astype(np.float32)
+
+
+def clearly_better(correct: np.ndarray, best: np.ndarray) -> bool:
+    """Whether the mean of `correct` `[N]` exceeds that of `best` by more than one standard error of their difference.
+
+    The one-standard-error rule, paired: few held-out pairs make the best of several steps look better than it is.
+    """
+    difference = correct - best
+    return bool(difference.mean() > difference.std() / np.sqrt(len(difference)))
 
 
 class Trained(NamedTuple):
-    """What a training gives: the parameters of its best step (the last one without validation)."""
+    """What a training gives: the parameters of its best step by validation, of the last one without."""
 
     params: dict
     step: int
@@ -164,7 +175,7 @@ def train(
     step, transform = step_and_transform
     params = jax.tree.map(jnp.copy, params)
     live = {"params": params, "opt_state": transform.init(params), "best_step": np.int32(0)}
-    live["best_accuracy"] = validation.accuracy(params) if validation else np.float32(0)
+    live["best_correct"] = validation.correct(params) if validation else {}
     live["best"] = jax.tree.map(jnp.copy, params) if validation else {}
     first, live = state.restore(live) if state else (0, live)
     key = jax.random.key(options.seed)
@@ -192,8 +203,8 @@ def train(
 
 
 def _keep_best(live: dict, step: int, validation: Validation, metrics: dict) -> None:
-    """Judges the parameters after `step` steps and keeps them if they are the best so far; a tie keeps the earlier."""
-    accuracy = validation.accuracy(live["params"])
-    metrics["validation_accuracy"] = accuracy
-    if accuracy > live["best_accuracy"]:
-        live.update(best=jax.tree.map(jnp.copy, live["params"]), best_step=np.int32(step), best_accuracy=accuracy)
+    """Judges the parameters after `step` steps and keeps them if they are clearly better than the best so far."""
+    correct = validation.correct(live["params"])
+    metrics["validation_accuracy"] = correct.mean()
+    if clearly_better(correct, live["best_correct"]):
+        live.update(best=jax.tree.map(jnp.copy, live["params"]), best_step=np.int32(step), best_correct=correct)

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import sys
 
 import pytest
@@ -58,4 +59,15 @@ def finished(tmp_path_factory):
 
     world = World(tmp_path_factory.mktemp("finished"))
     assert world.run() == 0
+    return world
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """The finished run with a copy of its workdir."""
+    from tests.run_helpers import World
+
+    world = World(tmp_path)
+    world.config, world.data = finished.config, finished.data
+    shutil.copytree(finished.workdir, world.workdir)
     return world

@@ -7,6 +7,7 @@ from scpo_jax import main
 
 GROUPS = ("../../x", "Côte d'Ivoire", "日本")  # names that must not become paths
 MAJORITY = "World"
+STAGES = ["prepare", "global", "score", "select", "train", "evaluate", "report"]
 CONFIG = """
 from scpo_jax.configs import base
 
@@ -73,6 +74,9 @@ class World:
 
     def run(self, *flags: str, workdir=None) -> int:
         return scpo("run", f"--config={self.config}", f"--workdir={workdir or self.workdir}", *flags)
+
+    def record(self) -> dict:
+        return json.loads((self.workdir / "run.json").read_text())
 
 
 def scpo(*arguments) -> int:

@@ -80,6 +80,9 @@ def test_values_of_the_config(flag, message, world, capsys):
     assert message in refused_run(capsys, world, flag)
 
 
+BASED = "from scpo_jax.configs import base\ndef get_config():\n c = base.get_config()\n {}\n return c\n"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -88,11 +91,11 @@ def test_values_of_the_config(flag, message, world, capsys):
         ("def get_config():\n    return {}\n", "no get_config() that returns a ConfigDict"),
         ("import nothing_there\n", "No module named 'nothing_there'"),
         (
-            "from scpo_jax.configs import base\ndef get_config():\n c = base.get_config()\n c.scpo.tao = 1\n return c\n",
+            BASED.format("c.scpo.tao = 1"),
             "unknown config key scpo.tao; did you mean scpo.tau",
         ),
         (
-            "from scpo_jax.configs import base\ndef get_config():\n c = base.get_config()\n c.seed = 'a'\n return c\n",
+            BASED.format("c.seed = 'a'"),
             "TypeError",
         ),
         ("import ml_collections\ndef get_config():\n return ml_collections.ConfigDict()\n", "missing config key"),
@@ -114,7 +117,7 @@ def damage(rows, line, **changes):
 DATA = {
     "not JSON": (lambda rows: damage(rows, 1) + b"{oops\n", ":65: not JSON"),
     "an array": (lambda rows: b"[1]\n" + damage(rows, 1), ":1: this line is a list"),
-    "missing field": (lambda rows: b'{"prompt": "a", "chosen": "b", "group": "World"}\n' + damage(rows, 1), ":1: missing"),
+    "missing field": (lambda rows: b'{"prompt": "a", "group": "World"}\n' + damage(rows, 1), ":1: missing"),
     "wrong type": (lambda rows: damage(rows, 3, chosen=5), ":3: field 'chosen' is a number"),
     "NaN": (lambda rows: damage(rows, 2, margin=float("nan")), ":2: not JSON (NaN"),
     "no number": (lambda rows: damage(rows, 2, margin="much"), ":2: field 'margin'"),
@@ -231,7 +234,9 @@ def test_places_that_are_files(finished, world, tmp_path, capsys):
         assert "is a file" in refusal(capsys, "export", *flags)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"schema_version": 1, "stages": 3}', '{"schema_version": 99, "stages": {}}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"schema_version": 1, "stages": 3}', '{"schema_version": 99, "stages": {}}']
+)
 def test_a_record_that_is_none(content, world, capsys):
     world.workdir.mkdir()
     (world.workdir / "run.json").write_text(content)
@@ -252,7 +257,12 @@ def test_a_failed_run_leaves_no_claim(world, capsys):
 def test_help_and_version(capsys):
     assert scpo("--help") == 0 and "evaluate" in capsys.readouterr().out
     assert scpo("--version") == 0 and capsys.readouterr().out.startswith("scpo_jax ")
-    for command, flag in (("run", "--workdir"), ("score", "--input"), ("evaluate", "--data"), ("export", "--checkpoint")):
+    for command, flag in (
+        ("run", "--workdir"),
+        ("score", "--input"),
+        ("evaluate", "--data"),
+        ("export", "--checkpoint"),
+    ):
         assert scpo(command, "--help") == 0
         out = capsys.readouterr().out
         assert flag in out and "undefok" not in out and len(out.splitlines()) < 12
@@ -260,7 +270,12 @@ def test_help_and_version(capsys):
 
 @pytest.mark.parametrize(
     ("value", "names"),
-    [("World,日本", ("World", "日本")), ("('World','日本')", ("World", "日本")), ('"a, b",c', ('"a, b"', "c")), ("", ())],
+    [
+        ("World,日本", ("World", "日本")),
+        ("('World','日本')", ("World", "日本")),
+        ('"a, b",c', ('"a, b"', "c")),
+        ("", ()),
+    ],
 )
 def test_tuples_on_the_command_line(value, names):
     from scpo_jax import configuration

@@ -1,66 +1,15 @@
-"""Whole runs: what they leave, what a second one does, how one goes on after it was killed."""
+"""Whole runs: what they leave, what a second one and one of another config does, what they skip."""
 
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
 
-import jax
 import numpy as np
 import pytest
 
-from scpo_jax import checkpoint, evaluate, pipeline, score, stages, train_groups
-from scpo_jax.checkpoint import TrainingState
+from scpo_jax import checkpoint
 from scpo_jax.data import preferences
-from tests.run_helpers import GROUPS, MAJORITY, World, pairs, read_rows, refusal, snapshot
+from tests.run_helpers import GROUPS, MAJORITY, STAGES, World, pairs, read_rows, refusal, snapshot
 
-STAGES = ["prepare", "global", "score", "select", "train", "evaluate", "report"]
 SLUGS = {"../../x": "x", "Côte d'Ivoire": "cote-d-ivoire", "日本": preferences.slug("日本")}
-
-
-class Killed(BaseException):
-    """Ends a run as abruptly as a test can in its own process."""
-
-
-@pytest.fixture
-def copy(finished, tmp_path):
-    """The finished run with a copy of its workdir."""
-    world = World(tmp_path)
-    world.config, world.data = finished.config, finished.data
-    shutil.copytree(finished.workdir, world.workdir)
-    return world
-
-
-def record(world) -> dict:
-    return json.loads((world.workdir / "run.json").read_text())
-
-
-def checkpoints(world) -> dict[str, dict]:
-    """METHOD/SLUG -> flat parameters of every checkpoint."""
-    folders = [path.parent for path in world.workdir.glob("checkpoints/**/params")]
-    return {
-        str(path.relative_to(world.workdir / "checkpoints")): jax.tree.leaves(checkpoint.load(path).params)
-        for path in folders
-    }
-
-
-def assert_same_result(world, finished):
-    """Two runs ended bitwise equal, and their metrics have each step once."""
-    ours, theirs = checkpoints(world), checkpoints(finished)
-    assert sorted(ours) == sorted(theirs) and len(ours) == 7
-    for name in ours:
-        jax.tree.map(np.testing.assert_array_equal, ours[name], theirs[name])
-    for name in ("reports/full_report.json", "reports/evaluation.json", "reports/edited_ratios.json"):
-        assert (world.workdir / name).read_bytes() == (finished.workdir / name).read_bytes()
-    steps = [(row["training"], row["step"]) for row in read_rows(world.workdir / "metrics.jsonl")]
-    assert len(steps) == len(set(steps)) and {name for name, _ in steps} == set(ours)
-    assert sorted(steps) == sorted((r["training"], r["step"]) for r in read_rows(finished.workdir / "metrics.jsonl"))
-    assert not (world.workdir / "checkpoints" / "training").exists()
-    assert [path.name for path in (world.workdir / "scores").iterdir()] == ["global.parquet"]
-    assert list(record(world)["stages"]) == STAGES
 
 
 def test_what_a_run_leaves(finished):
@@ -78,8 +27,8 @@ def test_what_a_run_leaves(finished):
     assert card["score_std"] > 0 and {"tau", "beta", "encoding", "score_mean", "fingerprint"} <= card.keys()
 
 
-def test_the_record(finished):
-    found = record(finished)
+def test_the_finished.record():
+    found = finished.record()
     assert found["config"]["scpo.tau"] == 0.7 and found["command"].startswith("scpo run --config=")
     assert {"jax", "flax", "transformers", "scpo_jax", "commit", "devices", "python"} <= found["environment"].keys()
     assert list(found["stages"]) == STAGES and all(s["seconds"] >= 0 for s in found["stages"].values())
@@ -112,12 +61,14 @@ def test_another_config_is_refused_and_forced(copy, capsys):
     assert "scpo.tau: 0.7 -> 0.4" in refused and "train.learning_rate: 0.01 -> 0.02" in refused
     assert "Stages to redo: select, train, evaluate, report." in refused
     assert snapshot(copy.workdir) == before
-    old = record(copy)["stages"]
+    old = copy.record()["stages"]
     assert copy.run(*flags, "--force") == 0
-    new = record(copy)["stages"]
+    new = copy.record()["stages"]
     assert [name for name in STAGES if new[name] == old[name]] == ["prepare", "global", "score"]
     selection = preferences.read_table(copy.workdir / "selection.parquet").to_pylist()
-    assert {row["keep"] for row in selection if row["split"] == "train" and row["ref_chosen"] > row["ref_rejected"]} == {False}
+    assert {
+        row["keep"] for row in selection if row["split"] == "train" and row["ref_chosen"] > row["ref_rejected"]
+    } == {False}
     assert "the stages that they read" not in refusal(capsys, *arguments)
 
 
@@ -156,79 +107,78 @@ def test_changed_data_are_noticed(tmp_path, capsys):
 def test_forcing_bad_data_keeps_what_there_is(copy, tmp_path, capsys):
     before = snapshot(copy.workdir)
     bad = tmp_path / "bad.jsonl"
-    bad.write_text("{oops\n")
+    bad.write_bytes(copy.data.read_bytes() + b"{oops\n")
     flags = (f"--config.data.path={bad}", "--force")
-    assert "bad.jsonl:1" in refusal(capsys, "run", f"--config={copy.config}", f"--workdir={copy.workdir}", *flags)
+    assert "bad.jsonl:65" in refusal(capsys, "run", f"--config={copy.config}", f"--workdir={copy.workdir}", *flags)
     after = snapshot(copy.workdir)
     assert {path: after[path] and after[path][1] for path in after} == {p: v and v[1] for p, v in before.items()}
 
 
-def killing(function, call: int):
-    """`function`, but its call of this number never returns."""
-    calls = []
+def test_groups_that_lack_something_are_named_and_skipped(tmp_path, capsys):
+    solo = [f"solo {i}" for i in range(5)]
+    rows = pairs((MAJORITY, "Chile")) + pairs(solo, users=1)
+    rows += [row | {"chosen": row["rejected"]} for row in pairs(["nobody"], users=1)]
+    rows += [dict(rows[0], pair_id="empty", chosen=" "), dict(rows[0], pair_id="long", chosen="good " * 80)]
+    world = World(
+        tmp_path,
+        [row | {key: f"{row['group']} {row[key]}" for key in ("user_id", "pair_id")} for row in rows],
+        groups=(),
+    )
+    flags = ["--config.data.split_seed=1", "--config.train.max_steps=1", "--config.checkpoint.every_steps=0"]
+    assert world.run("--config.per_group=(('Chile', 'tau', 1e-9),)", *flags) == 0
+    told = capsys.readouterr().err
+    split = json.loads((world.workdir / "data" / "split.json").read_text())
+    in_test = [group for group in solo if any(user.startswith(group) for user in split["test"])]
+    assert 0 < len(in_test) < 5
+    for group in solo:
+        assert (f"train: {group} has no training pair, skipped" in told) == (group in in_test)
+        assert (f"evaluate: {group} has no test pair, skipped" in told) == (group not in in_test)
+    assert "prepare: nobody has no pair, skipped" in told
+    assert "train: scpo/chile keeps no pair, skipped" in told and "train: full/chile" not in told
+    report = json.loads((world.workdir / "reports" / "evaluation.json").read_text())
+    assert sorted(report["groups"]) == sorted(["Chile", *in_test])
+    assert list(report["methods"]["full"]) == ["Chile"] and report["methods"]["scpo"] == {}
+    summary = json.loads((world.workdir / "data" / "summary.json").read_text())
+    assert summary["dropped"] == {"equal_responses": 2, "empty_response": 1} and summary["cut_texts"] == 1
+    assert summary["without_test_pairs"] == sorted(["nobody", *set(solo) - set(in_test)])
 
-    def killed(*arguments, **named):
-        calls.append(1)
-        if len(calls) == call:
-            raise Killed
-        return function(*arguments, **named)
 
-    return killed
-
-
-KILLS = {
-    "prepare": (preferences, "write_table", 1),
-    "global": (TrainingState, "save", 3),
-    "score": (stages, "write_scores", 3),
-    "select": (preferences, "write_table", 3),
-    "train": (checkpoint, "save", 4),
-    "train, in a training": (TrainingState, "save", 8),
-    "evaluate": (evaluate, "write_test_scores", 1),
-    "report": (json, "loads", None),
-}
-
-
-@pytest.mark.parametrize("kill", [kill for kill in KILLS if kill != "report"])
-def test_a_killed_run_goes_on(kill, finished, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--config.scpo.methods="],
+        ["--config.data.test_size=0"],
+        ["--config.data.group_by=none", "--config.data.groups=", "--config.global_rm.groups="],
+    ],
+)
+def test_runs_with_little_to_do(flags, tmp_path):
     world = World(tmp_path)
-    world.config, world.data = finished.config, finished.data
-    monkeypatch.setattr(stages, "SECONDS_PER_PART", 0.0)
-    monkeypatch.setattr(score, "TOKENS_PER_BATCH", 256)
-    with monkeypatch.context() as patch:
-        owner, name, call = KILLS[kill]
-        patch.setattr(owner, name, killing(getattr(owner, name), call))
-        with pytest.raises(Killed):
-            world.run()
-    names = list(record(world)["stages"]) if (world.workdir / "run.json").exists() else ["prepare"]
-    assert names[-1] == kill.split(",")[0]
-    made = {path: path.stat().st_mtime_ns for path in world.workdir.glob("checkpoints/*/*/params/_METADATA")}
-    scored, steps = [], []
-    with monkeypatch.context() as patch:
-        patch.setattr(score, "score_batches", counted(score.score_batches, scored))
-        patch.setattr(train_groups.train_reward, "batch_at", counted_steps(train_groups.train_reward.batch_at, steps))
-        assert world.run() == 0
-    assert {path: path.stat().st_mtime_ns for path in made} == made
-    if kill == "score":
-        parts = 2 * 16  # two parts of 256 / 16 texts were on disk
-        assert scored[0] == len(preferences.read_table(world.workdir / "scores" / "global.parquet")) - parts
-    if kill == "global":
-        assert steps[:2] == [4, 5]
-    if kill == "train, in a training":
-        assert len(made) == 1 and steps[:2] == [2, 3]
-    assert_same_result(world, finished)
+    assert world.run(*flags, "--config.train.max_steps=1", "--config.global_rm.max_steps=1") == 0
+    report = json.loads((world.workdir / "reports" / "evaluation.json").read_text())
+    assert ("scpo" in report["methods"]) == ("methods=" not in flags[0])
+    expected = {"methods": list(GROUPS), "test_size": [], "group_by": ["all"]}
+    assert report["groups"] == next(groups for name, groups in expected.items() if name in flags[0])
 
 
-def counted(function, sizes):
-    def counting(score_function, params, texts, *arguments):
-        sizes.append(len(texts))
-        return function(score_function, params, texts, *arguments)
+def test_every_pair_may_be_agreed_on(tmp_path):
+    """No edited test pair anywhere: a global RM of the groups' own."""
+    world = World(tmp_path, pairs(users=6))
+    rows = [row | {"chosen": "good", "rejected": f"warm {i}"} for i, row in enumerate(read_rows(world.data))]
+    world.data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--config.global_rm.max_steps=40", "--config.global_rm.learning_rate=0.02", "--config.train.max_steps=1"]
+    assert world.run(*flags, "--config.scpo.methods=scpo") == 0
+    report = json.loads((world.workdir / "reports" / "evaluation.json").read_text())
+    empty = {"accuracy": None, "low": None, "high": None, "n": 0, "ties": 0}
+    assert all(records["edited"] == empty for records in report["methods"]["global"].values())
 
-    return counting
 
-
-def counted_steps(function, steps):
-    def counting(pairs, options, step):
-        steps.append(step)
-        return function(pairs, options, step)
-
-    return counting
+def test_simulated_groups_and_majority(tmp_path):
+    """The demo's own data source leaves its truth, and majority groups are not steered."""
+    world = World(tmp_path, groups=("Chile",))
+    flags = ["--config.data.source=simulated", "--config.data.simulated.users_per_group=6"]
+    flags += ["--config.global_rm.groups=United States", "--config.global_rm.max_steps=1", "--config.train.max_steps=1"]
+    flags += ["--config.model.max_length=16"]
+    assert world.run(*flags, "--config.scpo.methods=scpo") == 0
+    assert (world.workdir / "data" / "simulated" / "truth.json").exists()
+    report = json.loads((world.workdir / "reports" / "evaluation.json").read_text())
+    assert report["groups"] == ["Chile"] and list(report["majority"]) == ["United States"]

@@ -11,6 +11,7 @@ from scpo_jax.data import grammar, phrases, prism, simulated
 from scpo_jax.errors import InputError
 
 GROUPS = simulated.MAJORITY + simulated.MINORITY
+FACTOR = {group: simulated.MAJORITY_FACTOR for group in simulated.MAJORITY} | dict.fromkeys(simulated.MINORITY, 1)
 DEFAULTS = dict(users_per_group=100, cultural_strength=1.0, extreme_share=0.15, seed=1)
 
 
@@ -148,7 +149,9 @@ def test_identifiers_and_turns(world):
 
 def test_who_is_in_the_survey(world):
     part = collections.Counter(world.country[user] for user in {row["user_id"] for row in world.rows})
-    assert {group: part[group] for group in GROUPS} == dict.fromkeys(GROUPS, DEFAULTS["users_per_group"])
+    assert {group: part[group] for group in GROUPS} == {
+        group: factor * DEFAULTS["users_per_group"] for group, factor in FACTOR.items()
+    }
     assert part["Prefer not to say"] > 0
     silent = [row for row in world.survey if row["survey_only"]]
     assert silent and not {row["user_id"] for row in silent} & {row["user_id"] for row in world.rows}
@@ -162,8 +165,8 @@ def test_who_is_in_the_survey(world):
 def test_texts(world):
     words = [len(row["model_response"].split()) for row in world.rows]
     prompt_words = [len(row["user_prompt"].split()) for row in world.rows]
-    assert 30 <= np.mean(words) <= 45 and max(words) <= 120
-    assert 8 <= min(prompt_words) and max(prompt_words) <= 17
+    assert 25 <= np.mean(words) <= 40 and max(words) <= 100
+    assert 4 <= min(prompt_words) and max(prompt_words) <= 14
     texts = " ".join(row["model_response"] for row in world.rows)
     assert all(piece in texts for piece in ("Māia", "Zoë", "¡Hola!", "שלום", "😄", "🙏"))
     distinct = {row["model_response"] for row in world.rows}
@@ -183,9 +186,9 @@ def test_ties_are_few(world, null_world):
 
 
 def test_extreme_share_is_binomial_in_every_group(world):
-    n = DEFAULTS["users_per_group"]
     extreme = collections.Counter(world.country[user] for user in world.truth["extreme_users"])
-    for group in GROUPS:
+    for group, factor in FACTOR.items():
+        n = factor * DEFAULTS["users_per_group"]
         assert abs(extreme[group] / n - 0.15) < 3.5 * np.sqrt(0.15 * 0.85 / n), group
 
 
@@ -252,8 +255,8 @@ def test_extreme_annotators_reject_what_everybody_wants(world):
     pairs = world.pairs(*simulated.MAJORITY)
     right = world.differences(pairs) @ weights > 0
     is_extreme = np.array([a["user_id"] in extreme for a, _ in pairs])
-    assert right[~is_extreme].mean() > 0.85
-    assert right[is_extreme].mean() < 0.3
+    assert 0.75 < right[~is_extreme].mean() < 0.85  # people are noisy: on PRISM honest systems reach 0.55 to 0.68
+    assert right[is_extreme].mean() < 0.35
 
 
 # The truth can be learned.
@@ -279,7 +282,7 @@ def word_counts(texts):
 
 
 def test_the_majority_can_be_learned_from_attributes_and_nearly_from_words(tmp_path):
-    world = World(tmp_path, **DEFAULTS | {"users_per_group": 400})
+    world = World(tmp_path, **DEFAULTS | {"users_per_group": 130})
     pairs = world.pairs(*simulated.MAJORITY)
     test = np.array([int(a["user_id"].removeprefix("user")) % 4 == 0 for a, _ in pairs])
     attributes = world.differences(pairs)

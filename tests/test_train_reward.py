@@ -105,7 +105,7 @@ def test_validation_keeps_the_best_step(step, params, model):
     trained, log = run(step, good.params, backwards, options, validation=judge)
     assert trained.step == 0 and distance(trained.params, good.params) == 0
     assert [k for k, m in log if "validation_accuracy" in m] == [5, 10, 15, 20]
-    assert log[-1][1]["validation_accuracy"] < judge.accuracy(good.params)
+    assert log[-1][1]["validation_accuracy"] < judge.correct(good.params).mean()
 
 
 def test_dropout_differs_by_step_and_repeats_by_seed(step, params):
@@ -123,7 +123,7 @@ def test_a_batch_is_a_pure_function_and_masks_its_padding():
     assert short.mask.tolist() == [True, False, False, False]
     again = train_reward.batch_at(pairs, train_reward.dataclasses.replace(OPTIONS, batch_order="reference"), 2)
     jax.tree.map(np.testing.assert_array_equal, short, again)
-    assert short.texts.input_ids.shape[0] == 8
+    assert short.texts.rows.shape == (8,)
 
 
 def test_the_score_bias_moves_only_with_centring(params, model):
@@ -133,3 +133,13 @@ def test_the_score_bias_moves_only_with_centring(params, model):
     with_it, _ = run(train_reward.make_step(model, centred), params, pairs, centred)
     assert float(without.params["score"]["bias"][0]) == float(params["score"]["bias"][0])
     assert abs(float(with_it.params["score"]["bias"][0] - params["score"]["bias"][0])) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "better"), [(0, 0, False), (1, 1, False), (3, 0, True), (10, 7, False), (12, 6, True), (2, 5, False)]
+)
+def test_a_step_has_to_be_better_by_a_standard_error(gained, lost, better):
+    """sqrt(gained + lost), nearly, is the standard error of gained - lost."""
+    best = np.array([0.0] * gained + [1.0] * lost + [1.0, 0.0] * 100)
+    correct = np.array([1.0] * gained + [0.0] * lost + [1.0, 0.0] * 100)
+    assert train_reward.clearly_better(correct, best) == better

@@ -34,4 +34,8 @@ def make_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> tr
         special_tokens=[(token, SPECIAL.index(token)) for token in ("[CLS]", "[SEP]")],
     )
     names = {f"{token.strip('[]').lower()}_token": token for token in SPECIAL}
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=max_length, **names)
+    # without being told transformers leaves token types out, and an export would score differently there
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, model_max_length=max_length, model_input_names=inputs, **names
+    )

@@ -1,0 +1,169 @@
+"""A run that was killed goes on where it stood, and ends as if it had never been interrupted."""
+
+import functools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from scpo_jax import checkpoint, evaluate, score, stages, train_groups
+from scpo_jax.checkpoint import TrainingState
+from scpo_jax.data import preferences
+from tests.run_helpers import STAGES, World, read_rows
+
+
+class Killed(BaseException):
+    """Ends a run as abruptly as a test can in its own process."""
+
+
+def checkpoints(world) -> dict[str, dict]:
+    """METHOD/SLUG -> flat parameters of every checkpoint."""
+    folders = [path.parent for path in world.workdir.glob("checkpoints/**/params")]
+    return {
+        str(path.relative_to(world.workdir / "checkpoints")): jax.tree.leaves(checkpoint.load(path).params)
+        for path in folders
+    }
+
+
+def assert_same_result(world, finished):
+    """Two runs ended bitwise equal, and their metrics have each step once."""
+    ours, theirs = checkpoints(world), checkpoints(finished)
+    assert sorted(ours) == sorted(theirs) and len(ours) == 7
+    for name in ours:
+        jax.tree.map(np.testing.assert_array_equal, ours[name], theirs[name])
+    for name in ("reports/full_report.json", "reports/evaluation.json", "reports/edited_ratios.json"):
+        assert (world.workdir / name).read_bytes() == (finished.workdir / name).read_bytes()
+    steps = [(row["training"], row["step"]) for row in read_rows(world.workdir / "metrics.jsonl")]
+    assert len(steps) == len(set(steps)) and {name for name, _ in steps} == set(ours)
+    assert sorted(steps) == sorted((r["training"], r["step"]) for r in read_rows(finished.workdir / "metrics.jsonl"))
+    assert not (world.workdir / "checkpoints" / "training").exists()
+    assert [path.name for path in (world.workdir / "scores").iterdir()] == ["global.parquet"]
+    assert list(world.record()["stages"]) == STAGES
+
+
+def killing(function, call: int):
+    """`function`, but its call of this number never returns."""
+    calls = []
+
+    def killed(*arguments, **named):
+        calls.append(1)
+        if len(calls) == call:
+            if isinstance(arguments[0], TrainingState):
+                arguments[0].close()  # a thread still writes the state before, which no kill would leave running
+            raise Killed
+        return function(*arguments, **named)
+
+    return killed
+
+
+KILLS = {
+    "prepare": (preferences, "write_table", 1),
+    "global": (TrainingState, "save", 3),
+    "score": (stages, "write_scores", 3),
+    "select": (preferences, "write_table", 3),
+    "train": (checkpoint, "save", 4),
+    "train, in a training": (TrainingState, "save", 8),
+    "evaluate": (evaluate, "write_test_scores", 1),
+}
+
+
+@pytest.mark.parametrize("kill", KILLS)
+def test_a_killed_run_goes_on(kill, finished, tmp_path, monkeypatch):
+    world = World(tmp_path)
+    world.config, world.data = finished.config, finished.data
+    if kill == "score":
+        monkeypatch.setattr(stages, "SECONDS_PER_PART", 0.0)
+        monkeypatch.setattr(score, "score_batches", functools.partial(score.score_batches, tokens_per_batch=256))
+    with monkeypatch.context() as patch:
+        owner, name, call = KILLS[kill]
+        patch.setattr(owner, name, killing(getattr(owner, name), call))
+        with pytest.raises(Killed):
+            world.run()
+    names = list(world.record()["stages"]) if (world.workdir / "run.json").exists() else ["prepare"]
+    assert names[-1] == kill.split(",")[0]
+    made = {path: path.stat().st_mtime_ns for path in world.workdir.glob("checkpoints/*/*/params/_METADATA")}
+    scored, steps = [], []
+    with monkeypatch.context() as patch:
+        patch.setattr(score, "score_batches", counted(score.score_batches, scored))
+        patch.setattr(train_groups.train_reward, "batch_at", counted_steps(train_groups.train_reward.batch_at, steps))
+        assert world.run() == 0
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    if kill == "score":
+        parts = 2 * 16  # two parts of 256 / 16 texts were on disk
+        assert scored[0] == len(preferences.read_table(world.workdir / "scores" / "global.parquet")) - parts
+    if kill == "global":
+        assert steps[:2] == [4, 5]
+    if kill == "train, in a training":
+        assert len(made) == 1 and steps[:2] == [2, 3]
+    assert_same_result(world, finished)
+
+
+def counted(function, sizes):
+    def counting(score_function, params, texts, *arguments):
+        sizes.append(len(texts))
+        return function(score_function, params, texts, *arguments)
+
+    return counting
+
+
+def counted_steps(function, steps):
+    def counting(pairs, options, step):
+        steps.append(step)
+        return function(pairs, options, step)
+
+    return counting
+
+
+def test_sigkill_in_a_training(finished, tmp_path):
+    world = World(tmp_path)
+    world.config, world.data = finished.config, finished.data
+    command = [sys.executable, "-m", "scpo_jax.main", "run", f"--config={world.config}", f"--workdir={world.workdir}"]
+    cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+    process = subprocess.Popen(command, env=os.environ | cache, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    states = world.workdir / "checkpoints" / "training"
+    while process.poll() is None and not any(states.glob("scpo/*/2")):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, process.stderr.read()
+    process.communicate()
+    assert world.run() == 0
+    assert_same_result(world, finished)
+
+
+def kill_in_training(world, monkeypatch, call, *flags):
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingState, "save", killing(TrainingState.save, call))
+        with pytest.raises(Killed):
+            world.run(*flags)
+
+
+def test_a_training_state_of_another_config_is_not_taken(copy, finished, monkeypatch):
+    kill_in_training(copy, monkeypatch, 3, "--config.train.learning_rate=0.5", "--force")
+    assert copy.run("--force") == 0
+    assert_same_result(copy, finished)
+
+
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_damaged_training_states(damaged, copy, finished, monkeypatch, capsys):
+    shutil.rmtree(copy.workdir / "checkpoints" / "scpo")
+    redo = copy.record()
+    del redo["stages"]["train"]["finished"]
+    (copy.workdir / "run.json").write_text(json.dumps(redo))
+    kill_in_training(copy, monkeypatch, 3)
+    states = sorted((copy.workdir / "checkpoints" / "training" / "scpo").glob("*/[24]"))
+    assert [path.name for path in states] == ["2", "4"]
+    for state in states[-damaged:]:
+        for file in state.rglob("*"):
+            if file.is_file():
+                file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    capsys.readouterr()
+    assert copy.run() == 0
+    assert capsys.readouterr().err.count("steps is damaged, removed") == damaged
+    assert_same_result(copy, finished)
