@@ -25,8 +25,8 @@ def get_config() -> ConfigDict:
     config.global_rm = ConfigDict()
     config.global_rm.train = False  # train the global RM first (else config.model is one already)
     config.global_rm.groups = ()  # the majority it is trained on, () for all groups of the data; named ones are not steered
-    config.global_rm.max_steps = 1000
-    config.global_rm.learning_rate = 1e-5
+    config.global_rm.max_steps = 1000  # steps of its training
+    config.global_rm.learning_rate = 1e-5  # peak rate of AdamW
     config.global_rm.batch_size = 8  # pairs a step
 
     config.scpo = ConfigDict()
@@ -41,9 +41,9 @@ def get_config() -> ConfigDict:
     config.per_group = ()  # ((group, key, value), ...) with key of tau, beta, learning_rate, max_steps
 
     config.mesh = ConfigDict()  # devices along each axis; -1 takes what is left (one device for now)
-    config.mesh.data = -1
-    config.mesh.model = 1
-    config.mesh.group = 1
+    config.mesh.data = -1  # share the pairs of a batch
+    config.mesh.model = 1  # share the matrices of a layer
+    config.mesh.group = 1  # share the groups
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 200  # save the training state every so many steps; 0 never
@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
 
     config.policy = ConfigDict()  # PPO against a group's RM (not yet available)
     config.policy.algorithm = "ppo"  # ppo, rloo or grpo
-    config.policy.steps = 0
+    config.policy.steps = 0  # updates; 0 trains no policy
     config.policy.kl_coef = 0.05  # weight of KL(policy || reference) against a unit of normalised score
     config.policy.kl_budget = ml_collections.config_dict.placeholder(float)  # stop at this KL, nats per response
     return config
@@ -99,12 +99,12 @@ def model() -> ConfigDict:
     config.dtype = "float32"  # compute type, float32 or bfloat16; parameters and scores are float32
     config.encoding = "pair"  # pair, or reference: the authors' two text formats, for parity
     config.scratch = ConfigDict()  # a BERT with random weights and a tokenizer trained on the training texts
-    config.scratch.vocab_size = 2048
-    config.scratch.hidden_size = 64
-    config.scratch.num_hidden_layers = 2
-    config.scratch.num_attention_heads = 4
-    config.scratch.intermediate_size = 256
-    config.scratch.dropout = 0.1
+    config.scratch.vocab_size = 2048  # most frequent words kept; any other falls apart into characters
+    config.scratch.hidden_size = 64  # width of a token
+    config.scratch.num_hidden_layers = 2  # depth
+    config.scratch.num_attention_heads = 4  # has to divide hidden_size
+    config.scratch.intermediate_size = 256  # width inside the feed-forward layers
+    config.scratch.dropout = 0.1  # of hidden states and attention, in training only
     return config
 
 
@@ -112,11 +112,11 @@ def train() -> ConfigDict:
     """How the RM of a group is trained; global_rm uses all but the rate, the steps and the batch size as well."""
     config = ConfigDict()
     config.batch_size = 8  # pairs a step
-    config.max_steps = 1024
-    config.learning_rate = 1e-6
+    config.max_steps = 1024  # steps of a training; they override epochs
+    config.learning_rate = 1e-6  # peak rate of AdamW(0.9, 0.999, eps 1e-8)
     config.warmup_steps = 0  # linear rise of the rate
     config.schedule = "linear"  # decay to 0 at max_steps: linear or cosine; or constant
-    config.weight_decay = 0.0
+    config.weight_decay = 0.0  # of AdamW, on all parameters
     config.max_grad_norm = 1.0  # clip the global gradient norm; 0 does not
     config.center_rewards_coefficient = 0.0  # c of c * mean((R+ + R-)^2)
     config.groups_per_program = 1  # groups trained at once (one, for now)

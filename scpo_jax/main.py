@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from absl import flags
-from etils import epath
 
 from scpo_jax import __version__
 from scpo_jax.errors import InputError
@@ -186,7 +185,6 @@ def _flags_of(name: str) -> flags.FlagValues:
 
 def console() -> None:
     """The console script `scpo`."""
-    epath.Path  # noqa: B018  import etils before jax starts threads
     sys.exit(main(sys.argv))
 
 

@@ -16,7 +16,7 @@ def bootstrap_counts(users: np.ndarray, rng: np.random.Generator, resamples: int
     """
     names, member = np.unique(users, return_inverse=True)
     draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
-    return draws[:, member]
+    return draws.astype(np.int32)[:, member]
 
 
 def interval(samples: np.ndarray, level: float = LEVEL) -> tuple[float, float]:

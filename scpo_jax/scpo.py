@@ -32,7 +32,7 @@ def logit(tau: float) -> float:
 
 
 def weight(ref_rewards_chosen, ref_rewards_rejected, beta: float):
-    """Weight `[B]` in (0, 1]: w = min(exp((r+ - r-) / beta), 1), the smaller the stronger the global model disagrees."""
+    """Weight `[B]` in (0, 1]: w = min(exp((r+ - r-) / beta), 1), small where the global model strongly disagrees."""
     return np.exp(np.minimum((ref_rewards_chosen - ref_rewards_rejected) / beta, 0.0))
 
 

@@ -189,17 +189,24 @@ def train(
             live["params"], live["opt_state"], batch, np.float32(rate), jax.random.fold_in(key, k)
         )
         if pending:  # one step late, so that the host prepares the next batch while the device computes
-            log(pending[0], jax.tree.map(float, pending[1]))
+            log(*_fetched(pending))
         pending = k + 1, {**metrics, "learning_rate": rate}
         if validation and ((k + 1) % options.eval_every == 0 or k + 1 == options.max_steps):
             _keep_best(live, k + 1, validation, pending[1])
         if state and save_every and (k + 1) % save_every == 0:
+            log(*_fetched(pending))
+            pending = None
             state.save(k + 1, live)
     if pending:
-        log(pending[0], jax.tree.map(float, pending[1]))
+        log(*_fetched(pending))
     if validation:
         return Trained(live["best"], int(live["best_step"]))
     return Trained(live["params"], options.max_steps)
+
+
+def _fetched(pending: tuple[int, dict]) -> tuple[int, dict]:
+    """(steps finished, metrics) with the metrics as floats; waits for the device."""
+    return pending[0], jax.tree.map(float, pending[1])
 
 
 def _keep_best(live: dict, step: int, validation: Validation, metrics: dict) -> None:

@@ -41,12 +41,15 @@ def test_every_key_of_base_has_a_comment():
 
 
 def test_the_keys_of_the_contract():
-    contract = """seed data.source data.path data.group_by data.groups data.columns.prompt data.max_dropped
-    data.test_size data.split_seed data.simulated.users_per_group data.simulated.cultural_strength data.simulated.extreme_share
-    data.simulated.seed model.name_or_path model.revision model.max_length model.dtype model.encoding global_rm.train
-    global_rm.groups global_rm.max_steps global_rm.learning_rate scpo.methods scpo.tau scpo.tau_test scpo.beta
-    scpo.calibrate controls train.batch_size train.max_steps train.learning_rate train.warmup_steps train.schedule
-    train.weight_decay train.max_grad_norm train.center_rewards_coefficient train.groups_per_program train.eval_every
-    train.batch_order per_group mesh.data mesh.model mesh.group checkpoint.every_steps checkpoint.keep
-    distributed.heartbeat_seconds policy.algorithm policy.steps policy.kl_coef policy.kl_budget"""
+    contract = """
+    seed data.source data.path data.group_by data.groups data.columns.prompt data.max_dropped data.test_size
+    data.split_seed data.simulated.users_per_group data.simulated.cultural_strength data.simulated.extreme_share
+    data.simulated.seed model.name_or_path model.revision model.max_length model.dtype model.encoding
+    global_rm.train global_rm.groups global_rm.max_steps global_rm.learning_rate scpo.methods scpo.tau
+    scpo.tau_test scpo.beta scpo.calibrate controls train.batch_size train.max_steps train.learning_rate
+    train.warmup_steps train.schedule train.weight_decay train.max_grad_norm train.center_rewards_coefficient
+    train.groups_per_program train.eval_every train.batch_order per_group mesh.data mesh.model mesh.group
+    checkpoint.every_steps checkpoint.keep distributed.heartbeat_seconds policy.algorithm policy.steps
+    policy.kl_coef policy.kl_budget
+    """
     assert set(contract.split()) <= configuration.flatten(base.get_config()).keys()

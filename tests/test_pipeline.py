@@ -27,7 +27,7 @@ def test_what_a_run_leaves(finished):
     assert card["score_std"] > 0 and {"tau", "beta", "encoding", "score_mean", "fingerprint"} <= card.keys()
 
 
-def test_the_finished.record():
+def test_the_record(finished):
     found = finished.record()
     assert found["config"]["scpo.tau"] == 0.7 and found["command"].startswith("scpo run --config=")
     assert {"jax", "flax", "transformers", "scpo_jax", "commit", "devices", "python"} <= found["environment"].keys()

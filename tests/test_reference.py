@@ -181,7 +181,10 @@ def test_report_files_to_the_last_digit(name, workdir, shared):
 
 def test_split_pairs_and_rewards_of_the_run(workdir, shared):
     expected = shared / "reference" / "expected"
-    split, wanted = json.loads((workdir / "data" / "split.json").read_text()), json.loads((expected / "split.json").read_text())
+    split, wanted = (
+        json.loads((workdir / "data" / "split.json").read_text()),
+        json.loads((expected / "split.json").read_text()),
+    )
     assert (split["train"], split["test"]) == (wanted["train"], wanted["test"])
     rows = preferences.read_table(workdir / "data" / "pairs.parquet").to_pylist()
     selection = {row["pair_id"]: row for row in preferences.read_table(workdir / "selection.parquet").to_pylist()}
@@ -214,7 +217,11 @@ def test_trained_rewards_of_the_run(workdir, shared):
 
 
 def test_a_second_run_does_nothing(workdir, shared, capsys):
-    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*") if path.is_file() and "scores.jsonl" not in path.name}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in workdir.rglob("*")
+        if path.is_file() and "scores.jsonl" not in path.name
+    }
     record = json.loads((workdir / "run.json").read_text())
     arguments = record["command"].split()
     assert main.main(arguments) == 0

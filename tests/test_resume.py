@@ -145,6 +145,7 @@ def kill_in_training(world, monkeypatch, call, *flags):
 
 
 def test_a_training_state_of_another_config_is_not_taken(copy, finished, monkeypatch):
+    shutil.rmtree(copy.workdir / "checkpoints" / "scpo")  # else the old checkpoint would be found and nothing trained
     kill_in_training(copy, monkeypatch, 3, "--config.train.learning_rate=0.5", "--force")
     assert copy.run("--force") == 0
     assert_same_result(copy, finished)

@@ -136,7 +136,8 @@ def test_the_score_bias_moves_only_with_centring(params, model):
 
 
 @pytest.mark.parametrize(
-    ("gained", "lost", "better"), [(0, 0, False), (1, 1, False), (3, 0, True), (10, 7, False), (12, 6, True), (2, 5, False)]
+    ("gained", "lost", "better"),
+    [(0, 0, False), (1, 1, False), (3, 0, True), (10, 7, False), (12, 6, True), (2, 5, False)],
 )
 def test_a_step_has_to_be_better_by_a_standard_error(gained, lost, better):
     """sqrt(gained + lost), nearly, is the standard error of gained - lost."""

@@ -36,7 +36,8 @@ def read(path, *, group_by: str = "", groups: tuple[str, ...] = (), columns: dic
     columns = _columns(columns or {})
     rows = read_rows(path)
     group_field = _group_field(rows, group_by, columns, str(path))
-    known = fields.known_groups(rows, group_field) if group_field else ["all"]
+    readable = any(not isinstance(row, InputError) for _, row in rows)
+    known = fields.known_groups(rows, group_field) if group_field else ["all"] * readable
     if known:  # else no row is readable: the first one says why
         check_groups(groups, known)
     _check_columns(rows, columns, str(path))
