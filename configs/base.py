@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
 
     config.global_rm = ConfigDict()
     config.global_rm.train = False  # train the global RM first (else config.model is one already)
-    config.global_rm.groups = ()  # the majority it is trained on, () for all groups of the data; named ones are not steered
+    config.global_rm.groups = ()  # its training groups, () for all of the data; named ones are not steered
     config.global_rm.max_steps = 1000  # steps of its training
     config.global_rm.learning_rate = 1e-5  # peak rate of AdamW
     config.global_rm.batch_size = 8  # pairs a step

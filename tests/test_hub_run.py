@@ -42,7 +42,8 @@ def test_the_papers_config_from_the_hub(form, shared, tmp_path):
     if form == "bin":
         as_torch_file(snapshot)
     command = [
-        sys.executable, "-m", "scpo_jax.main", "run", "--config=configs/prism_deberta.py", f"--workdir={tmp_path / 'run'}",
+        sys.executable, "-m", "scpo_jax.main", "run", "--config=configs/prism_deberta.py",
+        f"--workdir={tmp_path / 'run'}",
         "--config.data.groups=Israel", "--config.scpo.methods=scpo", "--config.train.max_steps=2",
         "--config.model.encoding=reference",
     ]  # fmt: skip
