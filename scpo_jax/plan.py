@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scpo_jax import checkpoint, configuration, pipeline, stages
+from scpo_jax import checkpoint, configuration, pipeline, score, stages
 from scpo_jax.data import encoding, preferences
 from scpo_jax.models import hf, module, weights
+from scpo_jax.models.module import RewardModel
 from scpo_jax.report import table
 from scpo_jax.workdir import Workdir, finished
 
-UTILISATION = 0.3  # share of the speed of a large matrix product that small training steps reach
+SAMPLE = 500  # texts whose lengths and scoring time stand for all
+TRAINING = 3  # a training step costs about three times the forward pass of its texts
 
 
 def show(config, workdir: Workdir, force: bool) -> None:
@@ -28,15 +30,13 @@ def show(config, workdir: Workdir, force: bool) -> None:
         pairs = prepared(config, workdir, record, scratch)
         rows = pairs.to_pylist()
         steered = stages.steered_groups(config, pairs)
-        tokens, work = estimate(config, rows, steered, pathlib.Path(scratch.tokenizer))
+        tokens, seconds = estimate(config, rows, steered, pathlib.Path(scratch.tokenizer))
     done = {name for name in pipeline.STAGES if finished(record, name)}
     counts = [
         [group, *(sum(row["group"] == group and row["split"] == split for row in rows) for split in ("train", "test"))]
         for group in dict.fromkeys([*steered, *stages.majority_groups(config)])
     ]
     print(table(["group", "train pairs", "test pairs"], counts))
-    speed = flops_per_second()
-    seconds = {name: flops / speed for name, flops in work.items()}
     lines = [[name, "done" if name in done else "to do", about(seconds.get(name, 0))] for name in pipeline.STAGES]
     print(f"\n{table(['stage', 'state', 'time (estimate)'], lines)}")
     runs = len(config.scpo.methods) * len(steered)
@@ -44,8 +44,8 @@ def show(config, workdir: Workdir, force: bool) -> None:
     print(
         f"\n{runs} reward models ({', '.join(config.scpo.methods)} for {len(steered)} groups) of at most "
         f"{config.train.max_steps} steps of {config.train.batch_size} pairs; texts of {tokens:.0f} tokens on average.\n"
-        f"About {about(total)} on {jax.devices()[0].device_kind} plus start-up and compilation; an estimate.\n"
-        "Nothing was done."
+        f"About {about(total)} on {jax.devices()[0].device_kind} plus start-up and compilation: an estimate, from the "
+        "time that scoring a sample took.\nNothing was done."
     )
 
 
@@ -59,55 +59,41 @@ def prepared(config, workdir: Workdir, record: dict, scratch: Workdir):
 
 
 def estimate(config, rows: list[dict], steered: list[str], tokenizer: pathlib.Path) -> tuple[float, dict[str, float]]:
-    """Mean tokens of a text, and the floating-point operations of each stage that computes much."""
+    """Mean tokens of a text, and the seconds of each stage that computes much."""
     loaded = hf.load_tokenizer(tokenizer)
-    sample = rows[:: max(len(rows) // 500, 1)]
-    texts = encoding.encode_for_scoring(
-        loaded, [row["prompt"] for row in sample], [row["chosen"] for row in sample], config.model.max_length, "pair"
-    )
-    padded = float(np.mean([encoding.ladder_length(len(text.input_ids)) for text in texts]))
-    per_text = 2 * matrix_parameters(config, loaded) * padded
+    sample = rows[:: max(len(rows) // SAMPLE, 1)]
+    prompts, responses = ([row[key] for row in sample] for key in ("prompt", "chosen"))
+    texts = encoding.encode_for_scoring(loaded, prompts, responses, config.model.max_length, "pair")
+    per_text = seconds_per_text(structure(config, loaded), texts, config.model.dtype)
     own = [row for row in rows if row["group"] in steered]
     test = len(stages.texts_of([row for row in own if row["split"] == "test"]))
-    work = {
-        "score": len(stages.texts_of(own)) * per_text,
-        "evaluate": test * len(config.scpo.methods) * per_text,
-        "train": 6
-        * per_text
-        * config.train.batch_size
-        * config.train.max_steps
-        * len(steered)
-        * len(config.scpo.methods),
-    }
+    trainings, methods = len(steered) * len(config.scpo.methods), len(config.scpo.methods)
+    pairs = {"train": trainings * config.train.max_steps * config.train.batch_size}
     if config.global_rm.train:
-        work["global"] = 6 * per_text * config.global_rm.batch_size * config.global_rm.max_steps
-    return float(np.mean([len(text.input_ids) for text in texts])), work
+        pairs["global"] = config.global_rm.max_steps * config.global_rm.batch_size
+    seconds = {stage: count * 2 * TRAINING * per_text for stage, count in pairs.items()}
+    seconds |= {"score": len(stages.texts_of(own)) * per_text, "evaluate": test * methods * per_text}
+    return float(np.mean([len(text.input_ids) for text in texts])), seconds
 
 
-def matrix_parameters(config, tokenizer) -> int:
-    """Parameters that every token meets: all but the embeddings."""
+def structure(config, tokenizer) -> RewardModel:
+    """The model of the config, without its parameters."""
     name = config.model.name_or_path
-    if name and checkpoint.is_checkpoint(name):
-        model = checkpoint.load(name).model
-    elif name:
-        model = module.build(weights.read_json(hf.resolve(name, config.model.revision) / "config.json"), name)
-    else:
-        model = module.build(stages.scratch_config(config, tokenizer))
-    params = module.abstract_params(model)
-    return sum(
-        int(np.prod(leaf.shape)) for name in params if name != "embeddings" for leaf in jax.tree.leaves(params[name])
-    )
+    if not name:
+        return module.build(stages.scratch_config(config, tokenizer))
+    if checkpoint.is_checkpoint(name):
+        return checkpoint.load(name).model
+    return module.build(weights.read_json(hf.resolve(name, config.model.revision) / "config.json"), name)
 
 
-def flops_per_second() -> float:
-    """What this device reaches on a matrix product, times `UTILISATION`."""
-    square = jnp.ones((1024, 1024))
-    product = jax.jit(jnp.matmul)
-    product(square, square).block_until_ready()
+def seconds_per_text(model: RewardModel, texts: list[encoding.Text], dtype: str) -> float:
+    """Time to score a text on this device, without compilation; what the parameters are does not matter."""
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), module.abstract_params(model))
+    function = score.score_function(model, dtype)
+    score.score_texts(function, params, texts)
     started = time.monotonic()
-    for _ in range(5):
-        product(square, square).block_until_ready()
-    return UTILISATION * 5 * 2 * 1024**3 / (time.monotonic() - started)
+    score.score_texts(function, params, texts)
+    return (time.monotonic() - started) / len(texts)
 
 
 def about(seconds: float) -> str:
