@@ -108,7 +108,7 @@ def fingerprints(config, record: dict) -> dict[str, str]:
     for name, stage in STAGES.items():
         inputs = {needed: wanted[needed] for needed in stage.needs}
         if name == "prepare":
-            inputs["files"] = input_files(config) or record["stages"].get("prepare", {}).get("inputs")
+            inputs["files"] = input_files(config) or record["stages"].get("prepare", {"inputs": {}})["inputs"]
         wanted[name] = digest([own_keys(config, name), inputs])
     return wanted
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from scpo_jax import checkpoint
+from scpo_jax import checkpoint, main
 from scpo_jax.data import preferences
 from tests.run_helpers import GROUPS, MAJORITY, STAGES, World, pairs, read_rows, refusal, snapshot
 
@@ -182,3 +182,14 @@ def test_simulated_groups_and_majority(tmp_path):
     assert (world.workdir / "data" / "simulated" / "truth.json").exists()
     report = json.loads((world.workdir / "reports" / "evaluation.json").read_text())
     assert report["groups"] == ["Chile"] and list(report["majority"]) == ["United States"]
+
+
+def test_a_simulated_world_has_no_input_files_and_is_not_made_twice(tmp_path, capsys):
+    arguments = [
+        "scpo", "run", "--config=configs/demo.py", f"--workdir={tmp_path}", "--stages=prepare",
+        "--config.data.simulated.users_per_group=6",
+    ]  # fmt: skip
+    assert main.main(arguments) == 0
+    capsys.readouterr()
+    assert main.main(arguments) == 0
+    assert "nothing to do: prepare" in capsys.readouterr().err
