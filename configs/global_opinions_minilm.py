@@ -3,7 +3,7 @@
     scpo run --config=configs/global_opinions_minilm.py --workdir=runs/global_opinions
 
 Data set and model come from the Hugging Face hub; --config.data.path=FILE.csv and --config.model.name_or_path=FOLDER
-take local copies. The global RM is trained on the pooled pairs of all countries. Expected on a partial copy of the data:
+take local copies. The global RM is trained on the pooled pairs of all countries. Expected on a partial copy of them:
 74.6 % for the global RM, 76.6 % for scpo, 76.4 % for full (table in README.md); an hour on two busy cores.
 """
 
