@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from scpo_jax import checkpoint, logs, metrics, score, scpo, stages
 from scpo_jax.data import preferences
+from scpo_jax.models import hf
 from scpo_jax.workdir import Workdir, slugs_of
 
 
@@ -86,8 +87,9 @@ def score_groups(config, workdir: Workdir, groups: dict[str, GroupPairs], slugs:
     """Fills in the margins of every method; returns {method: {group: steps its RM was trained}}."""
     steps = {method: {} for method in config.scpo.methods}
     functions, progress = {}, logs.Progress(len(groups) * len(config.scpo.methods), "evaluate", "model")
+    tokenizer = hf.load_tokenizer(workdir.tokenizer)  # the one of every RM of the run
     for group, pairs in groups.items():
-        texts = stages.texts_of(pairs.rows)
+        encoded = stages.encode(config, tokenizer, stages.texts_of(pairs.rows), training=False)
         for method in config.scpo.methods:
             folder = workdir.checkpoint_of(method, group, slugs)
             progress.add(1)
@@ -96,7 +98,6 @@ def score_groups(config, workdir: Workdir, groups: dict[str, GroupPairs], slugs:
             loaded = checkpoint.load(folder)
             key = json.dumps(loaded.model.config, sort_keys=True)
             function = functions.setdefault(key, score.score_function(loaded.model, config.model.dtype))
-            encoded = stages.encode(config, loaded.tokenizer, texts, training=False)
             values = score.score_texts(function, loaded.params, list(encoded.values()))
             pairs.margins[method] = margins_of(pairs.rows, dict(zip(encoded, values, strict=True)))
             steps[method][group] = loaded.card["steps"]

@@ -119,9 +119,9 @@ def _global_model(run: workdir.Workdir) -> Loaded:
     """The global RM of a workdir: its own checkpoint, or the model that its config names."""
     if checkpoint.is_checkpoint(run.global_checkpoint):
         return checkpoint.load(run.global_checkpoint)
-    config = run.record().get("config", {})
-    if not config.get("model.name_or_path") or config["global_rm.train"]:
-        raise InputError(f"{run.root} has no global reward model yet: run its stage global first")
+    config = run.record()["config"]
+    if config["global_rm.train"]:
+        raise InputError(f"{run.root} has lost checkpoints/global: run its stage global again")
     loaded = load_model(config["model.name_or_path"], config["model.revision"])
     card = {"max_length": config["model.max_length"], "encoding": config["model.encoding"]}
     return loaded._replace(card=loaded.card | card)
