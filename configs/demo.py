@@ -3,7 +3,7 @@
     scpo run --config=configs/demo.py --workdir=runs/demo
 
 Expected: scpo gains 6.3 points of accuracy on the global RM (95 % interval 5.1 to 7.3), a random subset of the same
-size 6.0; three minutes on two busy cores. README.md has the table, for three seeds and a world without cultures.
+size 6.0; two minutes on two quiet cores, three on busy ones. README.md has the table, for three seeds and a world without cultures.
 """
 
 from scpo_jax.configs import base
