@@ -75,15 +75,19 @@ class PairBatch(NamedTuple):
     mask: np.ndarray  # [B], False for padding
 
 
-def batch_at(pairs: Pairs, options: Options, step: int) -> PairBatch:
-    """The batch of a step: a pure function of the pairs, the options and the step."""
-    size, n = options.batch_size, len(pairs.weights)
+def order_of(pairs: Pairs, options: Options) -> np.ndarray:
+    """Indices `[steps, B]` of the pairs of every step: a pure function of the pairs and the options; -1 is no pair."""
     if options.batch_order == "reference":
-        indices = order.reference_batch_at(n, size, step)
-    else:
-        indices = order.batch_at(n, size, options.seed, step)
-    mask = np.arange(size) < len(indices)
-    indices = np.concatenate([indices, np.full(size - len(indices), indices[0])])
+        return order.reference(len(pairs.weights), options.batch_size, options.max_steps)
+    sides = zip(pairs.chosen, pairs.rejected, strict=True)
+    lengths = np.array([len(chosen.input_ids) + len(rejected.input_ids) for chosen, rejected in sides])
+    return order.shuffled(lengths, options.batch_size, options.seed, options.max_steps)
+
+
+def batch_at(pairs: Pairs, steps: np.ndarray, step: int) -> PairBatch:
+    """The batch of a step, of which `steps` `[steps, B]` are all."""
+    mask = steps[step] >= 0
+    indices = np.where(mask, steps[step], steps[step, 0])
     texts = [side[i] for side in (pairs.chosen, pairs.rejected) for i in indices]
     return PairBatch(packing.pack_batch(texts), pairs.weights[indices], pairs.margins[indices], mask)
 
@@ -178,13 +182,15 @@ def train(
     live["best_correct"] = validation.correct(params) if validation else {}
     live["best"] = jax.tree.map(jnp.copy, params) if validation else {}
     first, live = state.restore(live) if state else (0, live)
-    key = jax.random.key(options.seed)
+    if validation and not first:
+        log(0, {"validation_accuracy": float(np.mean(live["best_correct"]))})
+    key, steps = jax.random.key(options.seed), order_of(pairs, options)
     pending = None
     for k in range(first, options.max_steps):
         rate = optimizer.learning_rate_at(
             k, options.schedule, options.learning_rate, options.max_steps, options.warmup_steps
         )
-        batch = batch_at(pairs, options, k)
+        batch = batch_at(pairs, steps, k)
         live["params"], live["opt_state"], metrics = step(
             live["params"], live["opt_state"], batch, np.float32(rate), jax.random.fold_in(key, k)
         )

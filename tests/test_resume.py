@@ -114,9 +114,9 @@ def counted(function, sizes):
 
 
 def counted_steps(function, steps):
-    def counting(pairs, options, step):
+    def counting(pairs, plan, step):
         steps.append(step)
-        return function(pairs, options, step)
+        return function(pairs, plan, step)
 
     return counting
 
