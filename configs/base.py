@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
     config.train = train()
     config.per_group = ()  # ((group, key, value), ...) with key of tau, beta, learning_rate, max_steps
 
-    config.mesh = ConfigDict()  # devices along each axis; -1 takes what is left (one device for now)
+    config.mesh = ConfigDict()  # devices along each axis; -1 takes what is left
     config.mesh.data = -1  # share the pairs of a batch
     config.mesh.model = 1  # share the matrices of a layer
     config.mesh.group = 1  # share the groups
@@ -119,7 +119,7 @@ def train() -> ConfigDict:
     config.weight_decay = 0.0  # of AdamW, on all parameters
     config.max_grad_norm = 1.0  # clip the global gradient norm; 0 does not
     config.center_rewards_coefficient = 0.0  # c of c * mean((R+ + R-)^2)
-    config.groups_per_program = 1  # groups trained at once (one, for now)
+    config.groups_per_program = -1  # groups trained at once; memory grows with them; -1 takes all
     config.eval_every = 0  # validate every so many steps, keep the best (one-standard-error rule); 0 keeps the last
     config.validation_size = 0.15  # share of a group's training users held out for it, if eval_every > 0
     config.batch_order = "shuffled"  # shuffled (by config.seed), or reference: the authors' order, for parity

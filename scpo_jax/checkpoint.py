@@ -6,7 +6,6 @@ import tempfile
 from typing import NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -88,6 +87,11 @@ def _on_one_device(tree):
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
 
+def _abstract(leaf):
+    """What an array is and where it lives; an array of the host is restored as one."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding) if isinstance(leaf, jax.Array) else leaf
+
+
 def _pack_tokenizer(tokenizer) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         hf.save_tokenizer(tokenizer, folder)
@@ -121,7 +125,7 @@ class TrainingState:
 
     def restore(self, like: dict) -> tuple[int, dict]:
         """(steps finished, state) of the newest state that can be read; (0, `like`) when there is none."""
-        abstract = _on_one_device(jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), like))
+        abstract = jax.tree.map(_abstract, like)
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return step, self._manager.restore(step, args=ocp.args.StandardRestore(abstract))

@@ -167,9 +167,7 @@ def check_not_yet(config: ConfigDict) -> None:
         "scpo.calibrate": config.scpo.calibrate,
         "controls": bool(config.controls),
         "policy.steps": config.policy.steps > 0,
-        "train.groups_per_program": config.train.groups_per_program != 1,
         "mesh.model": config.mesh.model != 1,
-        "mesh.group": config.mesh.group != 1,
     }
     for key, asked in later.items():
         if asked:

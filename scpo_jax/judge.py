@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from scpo_jax.checkpoint import Loaded
 from scpo_jax.data import encoding
 from scpo_jax.errors import InputError
 from scpo_jax.models import hf
+from scpo_jax.score import ScoreFunction
 
 CARD_FILE = "scpo.json"  # beside config.json in a folder that `scpo export` wrote
 DEFAULT_MAX_LENGTH = 512
@@ -22,7 +23,7 @@ class Scorer(NamedTuple):
     """One reward model with its compiled score function."""
 
     loaded: Loaded
-    function: Callable
+    function: ScoreFunction
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
         """Scores `[N]` float32; equal texts are scored once."""

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 
 def weighted_bradley_terry(
-    rewards_chosen, rewards_rejected, weights, *, margin=None, mask=None, center_rewards_coefficient=0.0
+    rewards_chosen, rewards_rejected, weights, *, margin=None, mask=None, count=None, center_rewards_coefficient=0.0
 ):
     """mean(-w * log_sigmoid(R+ - R- - margin)) + c * mean((R+ + R-)^2) over the pairs.
 
@@ -18,6 +18,7 @@ def weighted_bradley_terry(
       weights: weight of each pair, `[B]`; `scpo.weight` or ones.
       margin: what the difference must exceed, `[B]`, or None for 0.
       mask: True where there is a pair, `[B]`; None when all of them are. Padding counts in no mean.
+      count: number of pairs of the whole batch if these are a part of it; the parts' losses then add up to the loss.
       center_rewards_coefficient: c, pulls R+ + R- towards 0; 0 switches it off.
 
     Returns:
@@ -29,14 +30,14 @@ def weighted_bradley_terry(
     if margin is not None:
         chex.assert_equal_shape([difference, margin])
         difference = difference - margin
-    loss = masked_mean(-weights * jax.nn.log_sigmoid(difference), mask)
+    loss = masked_mean(-weights * jax.nn.log_sigmoid(difference), mask, count)
     if center_rewards_coefficient:
-        loss += center_rewards_coefficient * masked_mean((rewards_chosen + rewards_rejected) ** 2, mask)
+        loss += center_rewards_coefficient * masked_mean((rewards_chosen + rewards_rejected) ** 2, mask, count)
     return loss
 
 
-def masked_mean(values, mask=None):
-    """Mean of `values` `[B]` where `mask` `[B]` is True; 0 when it is True nowhere."""
-    if mask is None:
-        return jnp.mean(values)
-    return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(jnp.sum(mask), 1)
+def masked_mean(values, mask=None, count=None):
+    """Mean of `values` `[B]` where `mask` `[B]` is True; 0 when it is True nowhere. Of a part: its sum over `count`."""
+    mask = jnp.ones(values.shape, bool) if mask is None else mask
+    count = jnp.sum(mask) if count is None else count
+    return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(count, 1)

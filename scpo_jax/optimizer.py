@@ -24,13 +24,19 @@ def learning_rate_at(step: int, schedule: str, learning_rate: float, max_steps: 
     raise ValueError(f"unknown schedule {schedule!r}; schedules are {SCHEDULES}")
 
 
-def adamw(weight_decay: float, max_grad_norm: float) -> optax.GradientTransformation:
-    """AdamW(0.9, 0.999, eps 1e-8) behind a clip of the global gradient norm (0: no clip), for a learning rate of 1.
+def adamw(weight_decay: float) -> optax.GradientTransformation:
+    """AdamW(0.9, 0.999, eps 1e-8) for a learning rate of 1.
 
     `descend` applies the rate, so that one compiled program serves all rates and schedules.
     """
-    clip = optax.clip_by_global_norm(max_grad_norm) if max_grad_norm else optax.identity()
-    return optax.chain(clip, optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8), optax.add_decayed_weights(weight_decay))
+    return optax.chain(optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8), optax.add_decayed_weights(weight_decay))
+
+
+def clip(gradients, norm, max_grad_norm: float):
+    """Gradients of global norm `norm` scaled down to a norm of `max_grad_norm` where it is larger; 0 does not."""
+    if not max_grad_norm:
+        return gradients
+    return jax.tree.map(lambda g: jnp.where(norm < max_grad_norm, g, g / norm * max_grad_norm), gradients)
 
 
 def descend(params, updates, learning_rate):

@@ -1,12 +1,13 @@
-"""Scoring texts with a reward model: every distinct text once, sorted by length, in a few fixed shapes."""
+"""Scoring texts with a reward model: every distinct text once, packed in rows of a few fixed shapes."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from scpo_jax.data import encoding
+from scpo_jax.data import packing
 from scpo_jax.data.encoding import Text
 from scpo_jax.errors import InputError
 from scpo_jax.models.module import RewardModel
@@ -25,22 +26,30 @@ def distinct_texts(*columns: tuple[Sequence[str], Sequence[str]]) -> dict[str, t
     return {text_key(p, r): (p, r) for prompts, responses in columns for p, r in zip(prompts, responses, strict=True)}
 
 
-def score_function(model: RewardModel, dtype: str) -> Callable:
-    """(params, TextBatch) -> scores `[S]` float32, without dropout, compiled once per shape."""
-    return jax.jit(lambda params, batch: model.score(params, batch, dtype=dtype))
+class ScoreFunction(NamedTuple):
+    """The scores of a model: a function compiled once per shape, and the width that its batches are planned for."""
+
+    compiled: Callable  # (params, TextBatch) -> scores [S] float32, without dropout
+    width: int
+
+
+def score_function(model: RewardModel, dtype: str) -> ScoreFunction:
+    """The score function of a model that computes in `dtype`."""
+    return ScoreFunction(jax.jit(lambda params, batch: model.score(params, batch, dtype=dtype)), model.width)
 
 
 def score_batches(
-    score: Callable, params: dict, texts: Sequence[Text], tokens_per_batch: int = TOKENS_PER_BATCH
+    function: ScoreFunction, params: dict, texts: Sequence[Text], tokens_per_batch: int = TOKENS_PER_BATCH
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields (indices into `texts`, their scores float32) batch by batch, the longest texts first.
 
     One batch is always in flight: the device computes while the host builds the next.
     """
     pending = None
-    for plan in encoding.plan_batches([len(text.input_ids) for text in texts], tokens_per_batch):
-        batch = encoding.pad_batch([texts[i] for i in plan.indices], plan.size, plan.length)
-        running = plan.indices, score(params, batch)
+    lengths = [len(text.input_ids) for text in texts]
+    for indices, *places, slots in packing.plan_batches(lengths, function.width, tokens_per_batch):
+        batch = packing.lay_out([texts[i] for i in indices], *places, slots)
+        running = np.array(indices), function.compiled(params, batch)
         if pending is not None:
             yield pending[0], np.asarray(pending[1])[: len(pending[0])]
         pending = running
@@ -48,10 +57,10 @@ def score_batches(
         yield pending[0], np.asarray(pending[1])[: len(pending[0])]
 
 
-def score_texts(score: Callable, params: dict, texts: Sequence[Text]) -> np.ndarray:
+def score_texts(function: ScoreFunction, params: dict, texts: Sequence[Text]) -> np.ndarray:
     """Scores `[N]` float32 of texts, in their order."""
     scores = np.zeros(len(texts), np.float32)
-    for indices, values in score_batches(score, params, texts):
+    for indices, values in score_batches(function, params, texts):
         scores[indices] = values
     return scores
 

@@ -1,14 +1,19 @@
 """The stages that train: the global reward model, and from it one per method and group."""
 
+import contextlib
+from typing import NamedTuple
+
 import jax
 import numpy as np
+from etils import epath
 
-from scpo_jax import checkpoint, logs, score, scpo, stages, train_reward
+from scpo_jax import checkpoint, logs, score, scpo, sharding, stages, train_reward
 from scpo_jax.checkpoint import Loaded, TrainingState
 from scpo_jax.data import preferences
+from scpo_jax.data.batches import Pairs
 from scpo_jax.errors import InputError
 from scpo_jax.models import hf, module
-from scpo_jax.train_reward import Pairs
+from scpo_jax.train_reward import Training
 from scpo_jax.workdir import Workdir, digest, slugs_of
 
 STANDARDISED_ON = 512  # training texts whose scores give a checkpoint's mean and standard deviation
@@ -39,7 +44,7 @@ def train_global(config, workdir: Workdir) -> None:
     options = train_reward.global_options_from(config)
     pairs = trainer.pairs(rows, np.ones(len(rows), np.float32))
     card = card_of(config, method="global", group="", pairs=len(rows), groups=list(groups), fingerprint=fingerprint)
-    trainer.produce(workdir.global_checkpoint, "global", pairs, options, card)
+    trainer.produce([Job(workdir.global_checkpoint, card, Training("global", pairs, options))])
     trainer.close()
 
 
@@ -50,15 +55,29 @@ def from_scratch(config, tokenizer) -> Loaded:
     return Loaded(model, params, tokenizer, {})
 
 
+class Job(NamedTuple):
+    """A reward model to train and where it goes."""
+
+    folder: epath.Path
+    card: dict
+    training: Training
+
+    @property
+    def finished(self) -> bool:
+        """Whether its checkpoint already stands."""
+        return checkpoint.load_card(self.folder).get("fingerprint") == self.card["fingerprint"]
+
+
 class Trainer:
-    """Trains reward models from one set of initial parameters, with one compiled step for all of them."""
+    """Trains reward models from one set of initial parameters."""
 
     def __init__(self, config, workdir: Workdir, start: Loaded, rows: list[dict]):
         self._config, self._workdir, self._start = config, workdir, start
         self._texts = stages.encode(config, start.tokenizer, stages.texts_of(rows), training=True)
         score.check_length(list(self._texts.values()), start.model)
         self._score = score.score_function(start.model, config.model.dtype)
-        self._steps, self._metrics = {}, logs.MetricsLog(workdir.root)
+        self._mesh = sharding.make_mesh(config.mesh.group, config.mesh.data, config.mesh.model)
+        self._programs, self._metrics = {}, logs.MetricsLog(workdir.root)
 
     def pairs(self, rows: list[dict], weights: np.ndarray) -> Pairs:
         """Encoded pairs of rows of the preference table."""
@@ -68,40 +87,55 @@ class Trainer:
         margins = np.array([row.get("margin") or 0.0 for row in rows], np.float32)
         return Pairs(*sides, weights, margins)
 
-    def produce(self, folder, name: str, pairs: Pairs, options, card: dict, validation: Pairs | None = None) -> None:
-        """Trains the RM called `name`, or goes on with it, and writes its checkpoint to `folder`."""
-        # the state is that of this training alone, not of one of the same name under another config
-        state_folder = self._workdir.training / f"{name}-{card['fingerprint'][:12]}"
-        trained = self._train(name, pairs, options, validation, state_folder)
-        sample = [*pairs.chosen, *pairs.rejected][:: max(2 * len(pairs.weights) // STANDARDISED_ON, 1)]
-        scores = score.score_texts(self._score, trained.params, sample)
-        card = card | {"steps": trained.step, "score_mean": float(scores.mean()), "score_std": float(scores.std())}
-        checkpoint.save(folder, Loaded(self._start.model, trained.params, self._start.tokenizer, card))
-        if state_folder.exists():
-            state_folder.rmtree()
+    def produce(self, jobs: list[Job]) -> None:
+        """Trains RMs at once, or goes on with them, and writes their checkpoints."""
+        if not self._state_folder(jobs).exists():  # else all go on, also those whose checkpoints were written already
+            jobs = [job for job in jobs if not job.finished]
+        if not jobs:
+            return
+        folder = self._state_folder(jobs)
+        for job, trained in zip(jobs, self._train(jobs, folder), strict=True):
+            pairs = job.training.pairs
+            sample = [*pairs.chosen, *pairs.rejected][:: max(2 * len(pairs.weights) // STANDARDISED_ON, 1)]
+            scores = score.score_texts(self._score, trained.params, sample)
+            card = {"steps": trained.step, "score_mean": float(scores.mean()), "score_std": float(scores.std())}
+            loaded = Loaded(self._start.model, trained.params, self._start.tokenizer, job.card | card)
+            checkpoint.save(job.folder, loaded)
+        if folder.exists():
+            folder.rmtree()
 
-    def _train(self, name, pairs: Pairs, options, validation: Pairs | None, state_folder) -> train_reward.Trained:
-        program = (options.weight_decay, options.max_grad_norm, options.center_rewards_coefficient)
-        if program not in self._steps:
-            self._steps[program] = train_reward.make_step(self._start.model, options)
+    def _state_folder(self, jobs: list[Job]) -> epath.Path:
+        """Where the state of these very trainings goes; those of the same names under another config have their own."""
+        return self._workdir.training / f"{jobs[0].card['method']}-{digest([j.card['fingerprint'] for j in jobs])[:12]}"
+
+    def _train(self, jobs: list[Job], state_folder) -> list[train_reward.Trained]:
+        trainings = [job.training for job in jobs]
+        program = self._program(trainings[0].options)
         saving = self._config.checkpoint
         state = TrainingState(state_folder, saving.keep) if saving.every_steps else None
-        judged = validation and train_reward.Validation(self._score, validation.chosen, validation.rejected)
-        progress = logs.Progress(options.max_steps, f"train {name}", "step")
-        with self._metrics.open(name, flush_every=saving.every_steps) as log:
+        last = max(training.options.max_steps for training in trainings)
+        progress = logs.Progress(last, f"train {', '.join(t.name for t in trainings)}", "step")
+        with contextlib.ExitStack() as opened:
+            own = [opened.enter_context(self._metrics.open(t.name, saving.every_steps)) for t in trainings]
 
-            def log_step(step: int, metrics: dict) -> None:
-                log(step, metrics)
+            def log(g: int, step: int, metrics: dict) -> None:
+                own[g](step, metrics)
                 progress.reach(step)
 
             trained = train_reward.train(
-                self._steps[program], self._start.params, pairs, options,
-                log=log_step, state=state, save_every=saving.every_steps, validation=judged,
+                program, self._start.params, trainings,
+                log=log, score_function=self._score, state=state, save_every=saving.every_steps,
             )  # fmt: skip
         progress.close()
         if state:
             state.close()
         return trained
+
+    def _program(self, options) -> train_reward.Program:
+        key = options.weight_decay, options.max_grad_norm, options.center_rewards_coefficient
+        if key not in self._programs:
+            self._programs[key] = train_reward.make_program(self._start.model, options, self._mesh)
+        return self._programs[key]
 
     def close(self) -> None:
         """Removes the training states that trainings under other configs have left."""
@@ -110,27 +144,33 @@ class Trainer:
 
 
 def train(config, workdir: Workdir) -> None:
-    """Trains one RM per method and group from the global RM, on what the selection says."""
+    """Trains one RM per method and group from the global RM, on what the selection says; a method's groups at once."""
     table = preferences.read_table(workdir.pairs)
     steered = stages.steered_groups(config, table)
     selection = {row["pair_id"]: row for row in preferences.read_table(workdir.selection).to_pylist()}
     rows = [row for row in table.to_pylist() if row["split"] == "train" and row["pair_id"] in selection]
-    slugs, jobs = slugs_of(steered), []
+    slugs, of_group = slugs_of(steered), {}
     for group in steered:
-        own = [row for row in rows if row["group"] == group]
-        if not own:
+        of_group[group] = [row for row in rows if row["group"] == group]
+        if not of_group.get(group):
             logs.say(f"train: {group} has no training pair, skipped")
-            continue
-        jobs += [(method, group, own) for method in config.scpo.methods]
+    groups = [group for group in steered if of_group[group]]
     trainer = Trainer(config, workdir, stages.load_global(config, workdir), rows)
-    remove_other_checkpoints(workdir, {(method, slugs[group]) for method, group, _ in jobs})
-    for method, group, own in jobs:
-        train_one(config, workdir, trainer, method, group, own, selection, slugs[group])
+    remove_other_checkpoints(workdir, {(method, slugs[group]) for method in config.scpo.methods for group in groups})
+    at_once = config.train.groups_per_program if config.train.groups_per_program > 0 else len(groups)
+    for method in config.scpo.methods:
+        made = [
+            make_job(config, workdir, trainer, method, group, of_group[group], selection, slugs[group])
+            for group in groups
+        ]
+        jobs = [job for job in made if job]
+        for first in range(0, len(jobs), at_once):
+            trainer.produce(jobs[first : first + at_once])
     trainer.close()
 
 
-def train_one(config, workdir, trainer: Trainer, method, group, rows, selection, slug: str) -> None:
-    """Trains the RM of a group by a method, unless its checkpoint already stands."""
+def make_job(config, workdir, trainer: Trainer, method, group, rows, selection, slug: str) -> Job | None:
+    """The training of a group's RM by a method; None, and a line that says so, if it has no pair to train on."""
     options = train_reward.options_from(config, group)
     rows, held_out = hold_out(rows, config.train.validation_size if options.eval_every else 0.0, options.seed)
     picked = [selection[row["pair_id"]] for row in rows]
@@ -140,17 +180,14 @@ def train_one(config, workdir, trainer: Trainer, method, group, rows, selection,
     name = f"{method}/{slug}"
     if not rows:
         logs.say(f"train: {name} keeps no pair, skipped")
-        return
+        return None
     inputs = [[row["pair_id"] for row in rows], weights[mask].tolist(), [row["pair_id"] for row in held_out]]
     fingerprint = digest([workdir.fingerprint("score"), dict(vars(options)), inputs])
-    folder = workdir.checkpoints / method / slug
-    if checkpoint.load_card(folder).get("fingerprint") == fingerprint:
-        return
-    pairs = trainer.pairs(rows, weights[mask])
-    validation = trainer.pairs(held_out, np.ones(len(held_out), np.float32)) if held_out else None
     card = card_of(config, method=method, group=group, pairs=len(rows), fingerprint=fingerprint)
     card |= {key: stages.override(config, group, key, config.scpo[key]) for key in ("tau", "beta")}
-    trainer.produce(folder, name, pairs, options, card, validation)
+    validation = trainer.pairs(held_out, np.ones(len(held_out), np.float32)) if held_out else None
+    training = Training(name, trainer.pairs(rows, weights[mask]), options, validation)
+    return Job(workdir.checkpoints / method / slug, card, training)
 
 
 def hold_out(rows: list[dict], share: float, seed: int) -> tuple[list[dict], list[dict]]:

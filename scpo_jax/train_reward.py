@@ -1,6 +1,10 @@
-"""Trains a reward model on weighted preference pairs: one group's RM from the global one, or the global RM itself."""
+"""Trains reward models on weighted preference pairs, those of many groups at once in one compiled program.
+
+G groups, B pairs a step of which each device of the data axis computes b.
+"""
 
 import dataclasses
+import functools
 import zlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -8,13 +12,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
-from scpo_jax import losses, optimizer, score
+from scpo_jax import losses, optimizer, score, sharding
 from scpo_jax.checkpoint import TrainingState
-from scpo_jax.data import order, packing
-from scpo_jax.data.encoding import Text
-from scpo_jax.models.module import RewardModel, TextBatch
+from scpo_jax.data import batches, order
+from scpo_jax.data.batches import PairBatch, Pairs
+from scpo_jax.models import module
+from scpo_jax.models.module import RewardModel
+from scpo_jax.score import ScoreFunction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,85 +64,102 @@ def derived_seed(seed: int, name: str) -> int:
     return zlib.crc32(f"{seed}/{name}".encode())
 
 
-class Pairs(NamedTuple):
-    """Encoded pairs: of N pairs the texts, weights `[N]` float32 and margins `[N]` float32."""
+class Training(NamedTuple):
+    """One of the RMs that are trained at once; their options differ in steps, rate and seed only."""
 
-    chosen: Sequence[Text]
-    rejected: Sequence[Text]
-    weights: np.ndarray
-    margins: np.ndarray
-
-
-class PairBatch(NamedTuple):
-    """A step's pairs; `texts` holds the B chosen ones and then the B rejected ones."""
-
-    texts: TextBatch
-    weights: np.ndarray  # [B]
-    margins: np.ndarray  # [B]
-    mask: np.ndarray  # [B], False for padding
+    name: str
+    pairs: Pairs
+    options: Options
+    held_out: Pairs | None = None  # to choose the step by; None takes the last
 
 
 def order_of(pairs: Pairs, options: Options) -> np.ndarray:
-    """Indices `[steps, B]` of the pairs of every step: a pure function of the pairs and the options; -1 is no pair."""
+    """Indices `[K, B]` of the pairs of every step, -1 for none: a pure function of the pairs and the options."""
     if options.batch_order == "reference":
         return order.reference(len(pairs.weights), options.batch_size, options.max_steps)
-    sides = zip(pairs.chosen, pairs.rejected, strict=True)
-    lengths = np.array([len(chosen.input_ids) + len(rejected.input_ids) for chosen, rejected in sides])
+    lengths = batches.lengths_of(pairs).sum(1)
     return order.shuffled(lengths, options.batch_size, options.seed, options.max_steps)
 
 
-def batch_at(pairs: Pairs, steps: np.ndarray, step: int) -> PairBatch:
-    """The batch of a step, of which `steps` `[steps, B]` are all."""
-    mask = steps[step] >= 0
-    indices = np.where(mask, steps[step], steps[step, 0])
-    texts = [side[i] for side in (pairs.chosen, pairs.rejected) for i in indices]
-    return PairBatch(packing.pack_batch(texts), pairs.weights[indices], pairs.margins[indices], mask)
+class Program(NamedTuple):
+    """A compiled training step of G groups, and where its arrays live."""
+
+    mesh: Mesh
+    width: int  # of the model
+    step: Callable  # (params, opt_state, batch, count, rates, seeds, k) -> (params, opt_state, metrics)
+    init: Callable  # params -> opt_state
+    specs: dict  # of the parameters
 
 
-def make_step(model: RewardModel, options: Options) -> tuple[Callable, optax.GradientTransformation]:
-    """The compiled step (params, opt_state, batch, rate, key) -> (params, opt_state, metrics), and its optimizer.
+def make_program(model: RewardModel, options: Options, mesh: Mesh) -> Program:
+    """The program of trainings with the same batch size, decay, clipping, centring and compute type.
 
-    Depends on the model and on the options' dtype, centring, decay and clipping only; rates and lengths are arguments.
+    Parameters and optimizer state are `[G, ...]`, shared out by `sharding.RULES`; each device computes its groups'
+    losses on its share of the pairs. A group with rate -1 has ended and does not change.
     """
-    transform = optimizer.adamw(options.weight_decay, options.max_grad_norm)
-    center = options.center_rewards_coefficient
+    transform = optimizer.adamw(options.weight_decay)
+    one = module.abstract_params(model)
+    stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((mesh.shape["group"], *leaf.shape), leaf.dtype), one)
+    specs = sharding.specs(stacked, mesh)
+    state_specs = sharding.specs(jax.eval_shape(jax.vmap(transform.init), stacked), mesh)
+    shared = jax.tree.map(lambda spec: "data" in spec, specs)
 
-    def loss_of(params, batch: PairBatch, key):
-        rewards = model.score(params, batch.texts, key=key, dtype=options.dtype)
+    def loss_of(params, batch: PairBatch, count, key):
+        rewards = model.score(params, batch.texts, key=key, dtype=options.dtype, gather=sharding.gather)
         chosen, rejected = jnp.split(rewards, 2)
         loss = losses.weighted_bradley_terry(
-            chosen, rejected, batch.weights, margin=batch.margins, mask=batch.mask, center_rewards_coefficient=center
-        )
+            chosen, rejected, batch.weights, margin=batch.margins, mask=batch.mask, count=count,
+            center_rewards_coefficient=options.center_rewards_coefficient,
+        )  # fmt: skip
         return loss, {
-            "accuracy": losses.masked_mean((chosen > rejected).astype(jnp.float32), batch.mask),
-            "rewards/chosen": losses.masked_mean(chosen, batch.mask),
-            "rewards/rejected": losses.masked_mean(rejected, batch.mask),
+            "accuracy": losses.masked_mean((chosen > rejected).astype(jnp.float32), batch.mask, count),
+            "rewards/chosen": losses.masked_mean(chosen, batch.mask, count),
+            "rewards/rejected": losses.masked_mean(rejected, batch.mask, count),
         }
 
-    def step(params, opt_state, batch: PairBatch, rate, key):
-        (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(params, batch, key)
-        if not center:
+    def step_of_group(params, opt_state, batch: PairBatch, count, rate, seed, k):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), k), jax.lax.axis_index("data"))
+        (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(params, batch, count, key)
+        metrics = jax.lax.psum({"loss": loss, **metrics}, "data")
+        # the gradient of a parameter that was gathered is scattered and summed already
+        gradients = jax.tree.map(lambda g, done: g if done else jax.lax.psum(g, "data"), gradients, shared)
+        if not options.center_rewards_coefficient:
             gradients = optimizer.freeze_score_bias(gradients)
-        updates, opt_state = transform.update(gradients, opt_state, params)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients), **metrics}
-        return optimizer.descend(params, updates, rate), opt_state, metrics
+        norm = sharding.global_norm(gradients, shared)
+        clipped = optimizer.clip(gradients, norm, options.max_grad_norm)
+        updates, new_state = transform.update(clipped, opt_state, params)
+        new = optimizer.descend(params, updates, rate), new_state
+        keep = functools.partial(jnp.where, rate >= 0)
+        params, opt_state = jax.tree.map(keep, new, (params, opt_state))
+        return params, opt_state, {**metrics, "grad_norm": norm}
 
-    return jax.jit(step, donate_argnums=(0, 1)), transform
+    def step_of_device(params, opt_state, batch, count, rates, seeds, k):
+        batch = jax.tree.map(lambda leaf: leaf[:, 0], batch)
+        return jax.vmap(step_of_group, in_axes=(0, 0, 0, 0, 0, 0, None))(
+            params, opt_state, batch, count, rates, seeds, k
+        )
+
+    groups, state = P("group"), (specs, state_specs)
+    step = jax.shard_map(
+        step_of_device, mesh=mesh, in_specs=(*state, P("group", "data"), groups, groups, groups, P()),
+        out_specs=(*state, groups), check_vma=False,
+    )  # fmt: skip
+    init = jax.shard_map(jax.vmap(transform.init), mesh=mesh, in_specs=(specs,), out_specs=state_specs, check_vma=False)
+    return Program(mesh, model.width, jax.jit(step, donate_argnums=(0, 1)), jax.jit(init), specs)
 
 
 class Validation(NamedTuple):
     """Held-out pairs and the compiled score function to judge a step by."""
 
-    score: Callable
-    chosen: Sequence[Text]
-    rejected: Sequence[Text]
+    score: ScoreFunction
+    pairs: Pairs
 
     def correct(self, params) -> np.ndarray:
         """1.0 for every held-out pair that the parameters get strictly right, `[N]`.
 
         Unlike a loss this does not mind the scale of the rewards, which weights change.
         """
-        rewards = score.score_texts(self.score, params, [*self.chosen, *self.rejected])
+        rewards = score.score_texts(self.score, params, [*self.pairs.chosen, *self.pairs.rejected])
         chosen, rejected = np.split(rewards, 2)
         return (chosen > rejected).astype(np.float32)
 
@@ -157,67 +181,99 @@ class Trained(NamedTuple):
 
 
 def train(
-    step_and_transform: tuple[Callable, optax.GradientTransformation],
+    program: Program,
     params: dict,
-    pairs: Pairs,
-    options: Options,
+    trainings: Sequence[Training],
     *,
-    log: Callable[[int, dict], None],
+    log: Callable[[int, int, dict], None],
+    score_function: ScoreFunction,
     state: TrainingState | None = None,
     save_every: int = 0,
-    validation: Validation | None = None,
-) -> Trained:
-    """Trains for `options.max_steps` steps from `params`, or goes on where `state` stands.
+) -> list[Trained]:
+    """Trains one RM from `params` for each of `trainings`, all at once, or goes on where `state` stands.
 
     Args:
-      step_and_transform: of `make_step`; passed in so that all groups share one compiled program.
-      params: initial parameters; left as they are.
-      log: called with (steps finished, metrics as floats), in order.
+      params: initial parameters of one RM; left as they are.
+      log: called with (which training, steps finished, metrics as floats), in the order of the steps.
+      score_function: compiled, judges held-out pairs before the first step, then every `options.eval_every` steps.
       state, save_every: where to save the training state, and every how many steps (0: never).
-      validation: if given, judged before the first step and then every `options.eval_every` steps; the best step wins.
     """
-    step, transform = step_and_transform
-    params = jax.tree.map(jnp.copy, params)
-    live = {"params": params, "opt_state": transform.init(params), "best_step": np.int32(0)}
-    live["best_correct"] = validation.correct(params) if validation else {}
-    live["best"] = jax.tree.map(jnp.copy, params) if validation else {}
+    groups = -(-len(trainings) // program.mesh.shape["group"]) * program.mesh.shape["group"]
+    pairs, orders = [t.pairs for t in trainings], [order_of(t.pairs, t.options) for t in trainings]
+    plan = batches.plan(pairs, orders, groups, program.mesh.shape["data"], program.width)
+    rates, seeds = rates_of(trainings, groups), np.resize([t.options.seed for t in trainings], groups)
+    judges = [Validation(score_function, t.held_out) if t.held_out else None for t in trainings]
+    live = start(program, params, groups, judges)
     first, live = state.restore(live) if state else (0, live)
-    if validation and not first:
-        log(0, {"validation_accuracy": float(np.mean(live["best_correct"]))})
-    key, steps = jax.random.key(options.seed), order_of(pairs, options)
+    if not first:
+        for g, correct in live["best_correct"].items():
+            log(int(g), 0, {"validation_accuracy": float(correct.mean())})
     pending = None
-    for k in range(first, options.max_steps):
-        rate = optimizer.learning_rate_at(
-            k, options.schedule, options.learning_rate, options.max_steps, options.warmup_steps
-        )
-        batch = batch_at(pairs, steps, k)
-        live["params"], live["opt_state"], metrics = step(
-            live["params"], live["opt_state"], batch, np.float32(rate), jax.random.fold_in(key, k)
+    for k in range(first, len(plan.pairs)):
+        batch = sharding.shares_of(functools.partial(batches.batch_at, pairs, plan, k), program.mesh, groups)
+        counts = (plan.pairs[k] >= 0).sum((1, 2))
+        live["params"], live["opt_state"], metrics = program.step(
+            live["params"], live["opt_state"], batch, counts, rates[k], seeds, k
         )
         if pending:  # one step late, so that the host prepares the next batch while the device computes
-            log(*_fetched(pending))
-        pending = k + 1, {**metrics, "learning_rate": rate}
-        if validation and ((k + 1) % options.eval_every == 0 or k + 1 == options.max_steps):
-            _keep_best(live, k + 1, validation, pending[1])
+            log_step(log, *pending)
+        pending = k + 1, metrics, rates[k, : len(trainings)], {}
+        for g, judge in enumerate(judges):
+            options = trainings[g].options
+            if judge and k < options.max_steps and ((k + 1) % options.eval_every == 0 or k + 1 == options.max_steps):
+                pending[-1][g] = keep_best(live, g, k + 1, judge)
         if state and save_every and (k + 1) % save_every == 0:
-            log(*_fetched(pending))
+            log_step(log, *pending)
             pending = None
             state.save(k + 1, live)
     if pending:
-        log(*_fetched(pending))
-    if validation:
-        return Trained(live["best"], int(live["best_step"]))
-    return Trained(live["params"], options.max_steps)
+        log_step(log, *pending)
+    last = [Trained(group_of(live["params"], g), t.options.max_steps) for g, t in enumerate(trainings)]
+    best = {g: Trained(group_of(live["best"], g), int(live["best_step"][g])) for g, judge in enumerate(judges) if judge}
+    return [best.get(g, trained) for g, trained in enumerate(last)]
 
 
-def _fetched(pending: tuple[int, dict]) -> tuple[int, dict]:
-    """(steps finished, metrics) with the metrics as floats; waits for the device."""
-    return pending[0], jax.tree.map(float, pending[1])
+def start(program: Program, params: dict, groups: int, judges: Sequence[Validation | None]) -> dict:
+    """The state of trainings before their first step."""
+    stacked = jax.tree.map(lambda leaf: np.broadcast_to(np.asarray(leaf), (groups, *leaf.shape)), params)
+    stacked = sharding.place(stacked, program.mesh, program.specs)
+    correct = {str(g): judge.correct(params) for g, judge in enumerate(judges) if judge}
+    best = jax.tree.map(jnp.copy, stacked) if correct else {}
+    live = {"params": stacked, "opt_state": program.init(stacked), "best": best}
+    return live | {"best_step": np.zeros(groups, np.int32), "best_correct": correct}
 
 
-def _keep_best(live: dict, step: int, validation: Validation, metrics: dict) -> None:
-    """Judges the parameters after `step` steps and keeps them if they are clearly better than the best so far."""
-    correct = validation.correct(live["params"])
-    metrics["validation_accuracy"] = correct.mean()
-    if clearly_better(correct, live["best_correct"]):
-        live.update(best=jax.tree.map(jnp.copy, live["params"]), best_step=np.int32(step), best_correct=correct)
+def rates_of(trainings: Sequence[Training], groups: int) -> np.ndarray:
+    """The learning rate of every step and group, `[K, G]`; -1 where a group has ended or is inert."""
+    rates = np.full((max(t.options.max_steps for t in trainings), groups), -1, np.float32)
+    for g, (_, _, options, _) in enumerate(trainings):
+        rates[: options.max_steps, g] = [
+            optimizer.learning_rate_at(
+                k, options.schedule, options.learning_rate, options.max_steps, options.warmup_steps
+            )
+            for k in range(options.max_steps)
+        ]
+    return rates
+
+
+def group_of(params: dict, group: int) -> dict:
+    """The parameters of one group of `[G, ...]`."""
+    return jax.tree.map(lambda leaf: leaf[group], params)
+
+
+def log_step(log: Callable, step: int, metrics: dict, rates: np.ndarray, validation: dict[int, float]) -> None:
+    """Logs a step of every group in training; waits for the device."""
+    metrics = jax.device_get(metrics)
+    for g in np.flatnonzero(rates >= 0):
+        own = {name: float(values[g]) for name, values in metrics.items()} | {"learning_rate": float(rates[g])}
+        log(int(g), step, own | ({"validation_accuracy": validation[g]} if g in validation else {}))
+
+
+def keep_best(live: dict, group: int, step: int, judge: Validation) -> float:
+    """Judges a group's parameters after `step` steps, keeps them if clearly better than its best; their accuracy."""
+    correct = judge.correct(group_of(live["params"], group))
+    if clearly_better(correct, live["best_correct"][str(group)]):
+        live["best"] = jax.tree.map(lambda best, new: best.at[group].set(new[group]), live["best"], live["params"])
+        live["best_step"] = np.where(np.arange(len(live["best_step"])) == group, np.int32(step), live["best_step"])
+        live["best_correct"] = live["best_correct"] | {str(group): correct}
+    return float(correct.mean())

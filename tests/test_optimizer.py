@@ -47,11 +47,12 @@ def numpy_adamw(params, gradients, rate, decay, clip):
 def test_adamw(decay, clip):
     rng = np.random.default_rng(0)
     start, gradients = rng.normal(size=7), rng.normal(size=(6, 7)) * np.array([0.01, 1, 10, 1, 0.1, 3, 1])[:6, None]
-    transform = optimizer.adamw(decay, clip)
+    transform = optimizer.adamw(decay)
     params = {"a": jnp.asarray(start[:3], jnp.float32), "b": jnp.asarray(start[3:], jnp.float32)}
     state = transform.init(params)
     for gradient in gradients:
         parts = {"a": jnp.asarray(gradient[:3], jnp.float32), "b": jnp.asarray(gradient[3:], jnp.float32)}
+        parts = optimizer.clip(parts, np.sqrt(np.sum(gradient**2)), clip)
         updates, state = transform.update(parts, state, params)
         params = optimizer.descend(params, updates, 0.05)
     expected = numpy_adamw(start, gradients, 0.05, decay, clip)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from scpo_jax import main, score, scpo, train_reward
-from scpo_jax.data import encoding, preferences
+from scpo_jax import main, score, scpo, sharding, train_reward
+from scpo_jax.data import batches, encoding, preferences
 from scpo_jax.data.encoding import Text
 from scpo_jax.models import hf
 from tests.golden import COUNTRIES, ragged, reference
@@ -66,8 +66,12 @@ def test_edited_sets_and_start_accuracies(c, rewards):
 
 
 @pytest.fixture(scope="module")
-def step(loaded):
-    return train_reward.make_step(loaded[0], options())
+def program(loaded):
+    return make_program(loaded[0], options())
+
+
+def make_program(model, options):
+    return train_reward.make_program(model, options, sharding.make_mesh(1, 1, 1, jax.devices()[:1]))
 
 
 def options(**changes) -> train_reward.Options:
@@ -79,25 +83,26 @@ def options(**changes) -> train_reward.Options:
     return train_reward.Options(**values | changes)
 
 
-def replay(c: int, loaded, step, **changes):
+def replay(c: int, loaded, program, **changes):
     """Trains country `c` on the reference's pairs; (losses, gradient norms, params)."""
     numbers, own = reference(), texts("training")
     pairs = numbers[f"{c}/edited_train"]
     ref = numbers["rewards"]
     weights = scpo.weight(ref[pairs[:, 0]], ref[pairs[:, 1]], 1.1).astype(np.float32)
     chosen, rejected = ([own[i] for i in pairs[:, side]] for side in (0, 1))
-    data = train_reward.Pairs(chosen, rejected, weights, np.zeros(len(pairs), np.float32))
+    data = batches.Pairs(chosen, rejected, weights, np.zeros(len(pairs), np.float32))
     logged = []
-    trained = train_reward.train(
-        step, loaded[1], data, options(**changes), log=lambda _, metrics: logged.append(metrics)
-    )
+    [trained] = train_reward.train(
+        program, loaded[1], [train_reward.Training("replay", data, options(**changes))],
+        log=lambda _, __, metrics: logged.append(metrics), score_function=loaded[2],
+    )  # fmt: skip
     return [m["loss"] for m in logged], [m["grad_norm"] for m in logged], trained.params
 
 
 @each_country
-def test_replay(c, loaded, step):
+def test_replay(c, loaded, program):
     numbers = reference()
-    losses, norms, params = replay(c, loaded, step)
+    losses, norms, params = replay(c, loaded, program)
     assert len(losses) == 30
     np.testing.assert_allclose(losses, numbers[f"{c}/loss"], rtol=0, atol=1e-4)
     np.testing.assert_allclose(norms, numbers[f"{c}/grad_norm"], rtol=1e-3)
@@ -112,19 +117,19 @@ def test_replay(c, loaded, step):
     [{"schedule": "constant"}, {"max_grad_norm": 0.0}, {"learning_rate": 4.9e-4}, {"schedule": "cosine"}],
     ids=str,
 )
-def test_replay_can_fail(changes, loaded, step):
+def test_replay_can_fail(changes, loaded, program):
     c = COUNTRIES.index("Israel")
     numbers = reference()
     if "max_grad_norm" in changes:  # rates are arguments of the step, the clip is part of its program
-        step = train_reward.make_step(loaded[0], options(**changes))
-    _, _, params = replay(c, loaded, step, **changes)
+        program = make_program(loaded[0], options(**changes))
+    _, _, params = replay(c, loaded, program, **changes)
     scores = score.score_texts(loaded[2], params, texts("scoring"))
     places, wanted = numbers[f"{c}/trained"][:, 0].astype(int), numbers[f"{c}/trained"][:, 1]
     assert np.abs(scores[places] - wanted).max() > 5e-3
 
 
-def test_the_bias_of_the_score_head_stays(loaded, step):
-    _, _, params = replay(0, loaded, step)
+def test_the_bias_of_the_score_head_stays(loaded, program):
+    _, _, params = replay(0, loaded, program)
     np.testing.assert_array_equal(params["score"]["bias"], loaded[1]["score"]["bias"])
     assert np.abs(params["score"]["kernel"] - loaded[1]["score"]["kernel"]).max() > 1e-3
 

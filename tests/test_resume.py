@@ -13,9 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from scpo_jax import checkpoint, evaluate, score, stages, train_groups
+from scpo_jax import checkpoint, evaluate, score, stages
 from scpo_jax.checkpoint import TrainingState
-from scpo_jax.data import preferences
+from scpo_jax.data import batches, preferences
 from tests.run_helpers import STAGES, World, read_rows
 
 
@@ -92,7 +92,7 @@ def test_a_killed_run_goes_on(kill, finished, tmp_path, monkeypatch):
     scored, steps = [], []
     with monkeypatch.context() as patch:
         patch.setattr(score, "score_batches", counted(score.score_batches, scored))
-        patch.setattr(train_groups.train_reward, "batch_at", counted_steps(train_groups.train_reward.batch_at, steps))
+        patch.setattr(batches, "batch_at", counted_steps(batches.batch_at, steps))
         assert world.run() == 0
     assert {path: path.stat().st_mtime_ns for path in made} == made
     if kill == "score":
@@ -114,9 +114,9 @@ def counted(function, sizes):
 
 
 def counted_steps(function, steps):
-    def counting(pairs, plan, step):
+    def counting(pairs, plan, step, *share):
         steps.append(step)
-        return function(pairs, plan, step)
+        return function(pairs, plan, step, *share)
 
     return counting
 
@@ -128,7 +128,7 @@ def test_sigkill_in_a_training(finished, tmp_path):
     cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
     process = subprocess.Popen(command, env=os.environ | cache, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     states = world.workdir / "checkpoints" / "training"
-    while process.poll() is None and not any(states.glob("scpo/*/2")):
+    while process.poll() is None and not any(states.glob("scpo-*/2")):
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, process.stderr.read()
@@ -158,7 +158,7 @@ def test_damaged_training_states(damaged, copy, finished, monkeypatch, capsys):
     del redo["stages"]["train"]["finished"]
     (copy.workdir / "run.json").write_text(json.dumps(redo))
     kill_in_training(copy, monkeypatch, 3)
-    states = sorted((copy.workdir / "checkpoints" / "training" / "scpo").glob("*/[24]"))
+    states = sorted((copy.workdir / "checkpoints" / "training").glob("scpo-*/[24]"))
     assert [path.name for path in states] == ["2", "4"]
     for state in states[-damaged:]:
         for file in state.rglob("*"):

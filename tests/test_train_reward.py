@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scpo_jax import score, train_reward
+from scpo_jax import score, sharding, train_reward
+from scpo_jax.data import batches
 from scpo_jax.data.encoding import Text
 from scpo_jax.models import module
+from scpo_jax.train_reward import Training
 from tests.test_reference import options
 
 CONFIG = {
@@ -29,11 +31,20 @@ def params(model):
 
 
 @pytest.fixture(scope="module")
-def step(model):
-    return train_reward.make_step(model, OPTIONS)
+def program(model):
+    return make_program(model)
 
 
-def some_pairs(n: int, seed: int = 0) -> train_reward.Pairs:
+def make_program(model, options=OPTIONS):
+    return train_reward.make_program(model, options, sharding.make_mesh(1, 1, 1, jax.devices()[:1]))
+
+
+@pytest.fixture(scope="module")
+def score_function(model):
+    return score.score_function(model, "float32")
+
+
+def some_pairs(n: int, seed: int = 0) -> batches.Pairs:
     """The chosen text holds token 7, the rejected one token 8."""
     rng = np.random.default_rng(seed)
 
@@ -42,95 +53,88 @@ def some_pairs(n: int, seed: int = 0) -> train_reward.Pairs:
         return Text(ids, np.zeros_like(ids), 0)
 
     chosen, rejected = ([text(mark) for _ in range(n)] for mark in (7, 8))
-    return train_reward.Pairs(chosen, rejected, np.ones(n, np.float32), np.zeros(n, np.float32))
+    return batches.Pairs(chosen, rejected, np.ones(n, np.float32), np.zeros(n, np.float32))
 
 
-def run(step, params, pairs, options=OPTIONS, **more):
+def run(program, params, pairs, options=OPTIONS, held_out=None, stop_at=None, score_function=None, **more):
     log = []
-    trained = train_reward.train(step, params, pairs, options, log=lambda k, m: log.append((k, m)), **more)
+
+    def record(group, step, metrics):
+        if step == stop_at:
+            raise Stop
+        log.append((step, metrics))
+
+    training = Training("test", pairs, options, held_out)
+    [trained] = train_reward.train(program, params, [training], log=record, score_function=score_function, **more)
     return trained, log
+
+
+class Stop(Exception):
+    """Ends a training."""
 
 
 def distance(a, b) -> float:
     return max(float(jnp.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
-def test_it_learns_and_leaves_the_initial_parameters_alone(step, params):
+def test_it_learns_and_leaves_the_initial_parameters_alone(program, params):
     before = jax.tree.map(np.array, params)
-    trained, log = run(step, params, some_pairs(32), train_reward.dataclasses.replace(OPTIONS, max_steps=60))
+    trained, log = run(program, params, some_pairs(32), train_reward.dataclasses.replace(OPTIONS, max_steps=60))
     assert [k for k, _ in log] == list(range(1, 61))
     assert np.mean([m["accuracy"] for _, m in log[-10:]]) > 0.9 > np.mean([m["accuracy"] for _, m in log[:5]])
     assert distance(before, params) == 0 and trained.step == 60
 
 
-def test_a_pair_of_weight_0_teaches_nothing(step, params):
+def test_a_pair_of_weight_0_teaches_nothing(program, params):
     pairs = some_pairs(4)
     silent = pairs._replace(weights=np.zeros(4, np.float32))
-    trained, _ = run(step, params, silent)
+    trained, _ = run(program, params, silent)
     assert distance(trained.params, params) < 1e-7
-    assert distance(run(step, params, pairs)[0].params, params) > 1e-3
+    assert distance(run(program, params, pairs)[0].params, params) > 1e-3
 
 
-def test_resuming_gives_the_same_bits(step, params, tmp_path, model):
-    pairs = some_pairs(9)
-    judge = train_reward.Validation(score.score_function(model, "float32"), *some_pairs(5, seed=1)[:2])
+def test_resuming_gives_the_same_bits(program, params, tmp_path, score_function):
     options = train_reward.dataclasses.replace(OPTIONS, eval_every=2)
-    straight, log = run(step, params, pairs, options, validation=judge)
-
-    class Stop(Exception):
-        pass
-
-    def stop_at_5(k, _):
-        if k == 5:
-            raise Stop
-
+    given = program, params, some_pairs(9), options, some_pairs(5, seed=1)
+    straight, log = run(*given, score_function=score_function)
     state = train_reward.TrainingState(tmp_path / "state", keep=2)
     with pytest.raises(Stop):
-        train_reward.train(step, params, pairs, options, log=stop_at_5, state=state, save_every=2, validation=judge)
+        run(*given, score_function=score_function, state=state, save_every=2, stop_at=5)
     state.close()
     state = train_reward.TrainingState(tmp_path / "state", keep=2)
-    resumed, rest = run(step, params, pairs, options, validation=judge, state=state, save_every=2)
+    resumed, rest = run(*given, score_function=score_function, state=state, save_every=2)
     state.close()
     assert [k for k, _ in rest] == [5, 6] and rest == log[5:]
     assert distance(resumed.params, straight.params) == 0 and resumed.step == straight.step
 
 
-def test_validation_keeps_the_best_step(step, params, model):
+def test_validation_keeps_the_best_step(program, params, score_function):
     """Trained on reversed labels every step is worse than none, so step 0 stays."""
-    judge = train_reward.Validation(score.score_function(model, "float32"), *some_pairs(40, seed=1)[:2])
-    good, _ = run(step, params, some_pairs(32), train_reward.dataclasses.replace(OPTIONS, max_steps=60))
+    held_out = some_pairs(40, seed=1)
+    good, _ = run(program, params, some_pairs(32), train_reward.dataclasses.replace(OPTIONS, max_steps=60))
     backwards = some_pairs(32, seed=2)
     backwards = backwards._replace(chosen=backwards.rejected, rejected=backwards.chosen)
     options = train_reward.dataclasses.replace(OPTIONS, max_steps=20, eval_every=5)
-    trained, log = run(step, good.params, backwards, options, validation=judge)
+    trained, log = run(program, good.params, backwards, options, held_out, score_function=score_function)
     assert trained.step == 0 and distance(trained.params, good.params) == 0
-    assert [k for k, m in log if "validation_accuracy" in m] == [0, 5, 10, 15, 20]
-    assert log[-1][1]["validation_accuracy"] < judge.correct(good.params).mean()
+    accuracies = {k: m["validation_accuracy"] for k, m in log if "validation_accuracy" in m}
+    assert list(accuracies) == [0, 5, 10, 15, 20] and accuracies[20] < accuracies[0]
 
 
-def test_dropout_differs_by_step_and_repeats_by_seed(step, params):
+def test_dropout_differs_by_step_and_repeats_by_seed(program, params):
     pairs = some_pairs(4)
     first, second, other = (
-        run(step, params, pairs, train_reward.dataclasses.replace(OPTIONS, max_steps=2, seed=seed, batch_size=4))[1]
+        run(program, params, pairs, train_reward.dataclasses.replace(OPTIONS, max_steps=2, seed=seed))[1]
         for seed in (1, 1, 2)
     )
     assert first == second and first[0][1]["loss"] != other[0][1]["loss"]
 
 
-def test_a_batch_is_a_pure_function_and_masks_its_padding():
-    pairs = some_pairs(9)
-    steps = train_reward.order_of(pairs, train_reward.dataclasses.replace(OPTIONS, batch_order="reference"))
-    short = train_reward.batch_at(pairs, steps, 2)
-    assert short.mask.tolist() == [True, False, False, False]
-    jax.tree.map(np.testing.assert_array_equal, short, train_reward.batch_at(pairs, steps, 2))
-    assert short.texts.rows.shape == (8,)
-
-
 def test_the_score_bias_moves_only_with_centring(params, model):
     pairs = some_pairs(8)
     centred = train_reward.dataclasses.replace(OPTIONS, center_rewards_coefficient=0.1)
-    without, _ = run(train_reward.make_step(model, OPTIONS), params, pairs)
-    with_it, _ = run(train_reward.make_step(model, centred), params, pairs, centred)
+    without, _ = run(make_program(model), params, pairs)
+    with_it, _ = run(make_program(model, centred), params, pairs, centred)
     assert float(without.params["score"]["bias"][0]) == float(params["score"]["bias"][0])
     assert abs(float(with_it.params["score"]["bias"][0] - params["score"]["bias"][0])) > 1e-4
 

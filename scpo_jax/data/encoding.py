@@ -1,16 +1,12 @@
-"""From (prompt, response) to token ids, and from token ids to padded batches of a few fixed shapes."""
+"""From (prompt, response) to token ids."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from scpo_jax.models.module import TextBatch
-
 ENCODINGS = ("pair", "reference")
 RESPONSE_TOKENS = 64  # what the prompt leaves to the response and the special tokens when a text is too long
-
-LADDER = (16, 24, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512)
 
 
 class Text(NamedTuple):
@@ -66,50 +62,3 @@ def _cut_pair(sequence_ids: Sequence[int | None], max_length: int) -> np.ndarray
     prompt = prompt[max(len(prompt) - prompt_budget, 0) :]
     response = response[: max(max_length - len(special) - len(prompt), 0)]
     return np.sort(np.concatenate([special, prompt, response]))
-
-
-def ladder_length(length: int) -> int:
-    """The smallest row length of the ladder that holds `length` tokens; beyond it the next multiple of 128."""
-    return next((step for step in LADDER if step >= length), -(-length // 128) * 128)
-
-
-def pad_batch(texts: Sequence[Text], size: int, length: int) -> TextBatch:
-    """Texts as a batch of `[size, length]`, one text a row; rows beyond the last text are copies of the first.
-
-    A copy rather than an empty row: every row then has a token to attend to, and its score is thrown away.
-    """
-    input_ids, token_type_ids, segment_ids = (np.zeros((size, length), np.int32) for _ in range(3))
-    for row in range(size):
-        text = texts[row] if row < len(texts) else texts[0]
-        input_ids[row, : len(text.input_ids)] = text.input_ids
-        token_type_ids[row, : len(text.input_ids)] = text.token_type_ids
-        segment_ids[row, : len(text.input_ids)] = 1
-    positions = np.broadcast_to(np.arange(length, dtype=np.int32), (size, length)) * segment_ids
-    rows = np.arange(size, dtype=np.int32)
-    return TextBatch(input_ids, token_type_ids, segment_ids, positions, rows, np.zeros(size, np.int32))
-
-
-class Plan(NamedTuple):
-    """One batch of `plan_batches`."""
-
-    indices: np.ndarray  # [S] which texts, longest first
-    size: int  # R, rows of the batch; at least S
-    length: int  # T
-
-
-def plan_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[Plan]:
-    """Batches of texts of similar lengths, longest first, for scoring.
-
-    The number of rows depends on the row length alone (but for the last batch, whose rows are the next power of two),
-    so a few compiled programs serve all texts. Longest first: if memory does not suffice, it is known at once.
-    """
-    lengths = np.asarray(lengths, np.int64)
-    order = np.argsort(-lengths, kind="stable")
-    plan, start = [], 0
-    while start < len(order):
-        length = ladder_length(int(lengths[order[start]]))
-        size = max(tokens_per_batch // length, 1)
-        size = min(size, 1 << (len(order) - start - 1).bit_length())
-        plan.append(Plan(order[start : start + size], size, length))
-        start += size
-    return plan

@@ -127,11 +127,11 @@ class Network(nnx.Module):
         stated = settings.classifier_dropout
         self.rate = settings.hidden_dropout_prob if stated is None else stated
 
-    def __call__(self, input_ids, token_type_ids, segment_ids, positions, key, dtype, remat=False, every_layer=False):
+    def __call__(self, input_ids, token_type_ids, segment_ids, positions, key, dtype, options):
         """`[R, T]` int32 four times -> hidden states `[R, T, D]` of type `dtype`; see `layers.run_stack`."""
         embedding_key, layers_key = layers.split_key(key, 2)
         x = self.embeddings(input_ids, token_type_ids, positions, embedding_key).astype(dtype)
-        return layers.run_stack(self.layers, x, (layers.same_segment(segment_ids),), layers_key, remat, every_layer)
+        return layers.run_stack(self.layers, x, (layers.same_segment(segment_ids),), layers_key, options)
 
     def pool(self, first, key=None):
         """Hidden states of the first tokens `[S, D]` -> pooled `[S, D]`."""

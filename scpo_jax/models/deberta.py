@@ -202,13 +202,13 @@ class Network(nnx.Module):
         rows = self.relative.embedding[...][first:end]
         return (rows if self.relative_norm is None else self.relative_norm(rows)).astype(dtype), index
 
-    def __call__(self, input_ids, token_type_ids, segment_ids, positions, key, dtype, remat=False, every_layer=False):
+    def __call__(self, input_ids, token_type_ids, segment_ids, positions, key, dtype, options):
         """`[R, T]` int32 four times -> hidden states `[R, T, D]` of type `dtype`; see `layers.run_stack`."""
         embedding_key, layers_key = layers.split_key(key, 2)
         x = self.embeddings(input_ids, token_type_ids, positions, embedding_key).astype(dtype)
         table, index = self.relative_table(input_ids.shape[1], dtype)
         arguments = (layers.same_segment(segment_ids), table, index)
-        return layers.run_stack(self.layers, x, arguments, layers_key, remat, every_layer)
+        return layers.run_stack(self.layers, x, arguments, layers_key, options)
 
     def pool(self, first, key=None):
         """Hidden states of the first tokens `[S, D]` -> pooled `[S, D]`."""

@@ -6,11 +6,14 @@ No module keeps random state: dropout happens if and only if a key is passed.
 """
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+GATHERED = "gathered"  # checkpoint name of parameters that were made whole from the shares of several devices
 ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
@@ -126,20 +129,33 @@ def stack(make_attention, settings, rngs: nnx.Rngs):
     return nnx.split_rngs(splits=settings.num_hidden_layers)(make_layer)(rngs)
 
 
-def run_stack(layers, x, arguments: tuple, key, remat: bool, every_layer: bool):
+class StackOptions(NamedTuple):
+    """How to run a stack of layers."""
+
+    remat: bool = False  # compute each layer again in the backward pass instead of keeping its inner values
+    every_layer: bool = False  # return every layer's output
+    # makes a layer's parameters whole where a device holds a share of them; again in the backward pass, not kept for it
+    whole: Callable | None = None
+
+
+def run_stack(layers, x, arguments: tuple, key, options: StackOptions):
     """Apply stacked layers one after the other to `x [R, T, D]`, each by `layer(x, *arguments, key=...)`.
 
     Returns the last hidden states, or with `every_layer` all of them, the input first: `[L + 1, R, T, D]`.
-    `remat` recomputes each layer in the backward pass instead of keeping its inner values.
     """
     graphdef, state = nnx.split(layers)
     count = jax.tree.leaves(state)[0].shape[0]
 
     def step(x, layer):
         parameters, layer_key = layer
+        parameters = options.whole(parameters) if options.whole else parameters
         y = nnx.merge(graphdef, parameters)(x, *arguments, key=layer_key)
-        return y, y if every_layer else None
+        return y, y if options.every_layer else None
 
+    if options.remat:
+        step = jax.checkpoint(step)
+    elif options.whole:
+        step = jax.checkpoint(step, policy=jax.checkpoint_policies.save_anything_except_these_names(GATHERED))
     keys = None if key is None else jax.random.split(key, count)
-    last, outputs = jax.lax.scan(jax.checkpoint(step) if remat else step, x, (state, keys))
-    return jnp.concatenate([x[None], outputs]) if every_layer else last
+    last, outputs = jax.lax.scan(step, x, (state, keys))
+    return jnp.concatenate([x[None], outputs]) if options.every_layer else last

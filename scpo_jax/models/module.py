@@ -26,7 +26,7 @@ class TextBatch(NamedTuple):
 
     input_ids: jax.Array  # [R, T]
     token_type_ids: jax.Array  # [R, T] BERT's first and second text; not the segments
-    segment_ids: jax.Array  # [R, T] the texts of a row numbered from 1, contiguous; 0 is padding
+    segment_ids: jax.Array  # [R, T] each text of a row has its own number, its tokens are contiguous; 0 is padding
     positions: jax.Array  # [R, T] from 0 in each segment
     rows: jax.Array  # [S]
     columns: jax.Array  # [S]
@@ -41,16 +41,25 @@ class RewardModel:
     graphdef: nnx.GraphDef
     shapes: dict  # the parameters as a nested dict of jax.ShapeDtypeStruct
     max_positions: int | None  # most tokens a text may have; None: no limit
+    width: int  # D
     score_offset: int = 0  # where the score stands in a text's tokens: 0 the first (encoders), -1 the last
 
-    def score(self, params, batch: TextBatch, key=None, dtype: str = "float32", remat: bool = False) -> jax.Array:
+    def score(
+        self, params, batch: TextBatch, key=None, dtype: str = "float32", remat: bool = False, gather=None
+    ) -> jax.Array:
         """Scores `[S]` float32. Dropout if and only if `key` is given.
 
         `dtype` ("float32" or "bfloat16") is the type of the encoder's products; parameters, softmax, norms, pooler and
-        score are float32 in any case. `remat` trades time for memory in the backward pass.
+        score are float32 in any case. `remat` trades time for memory in the backward pass. `gather` makes parameters
+        whole where each device holds a share: (tree, the same tree with whole shapes) -> whole tree.
         """
         encoder_key, head_key = layers.split_key(key, 2)
-        hidden = self._encode(params, batch, encoder_key, dtype, remat, False)
+        options = layers.StackOptions(remat=remat)
+        if gather:  # the layers' one layer at a time
+            params = {n: tree if n == "layers" else gather(tree, self.shapes[n]) for n, tree in params.items()}
+            layer = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), self.shapes["layers"])
+            options = options._replace(whole=lambda parameters: gather(parameters, layer))
+        hidden = self._encode(params, batch, encoder_key, dtype, options)
         network = nnx.merge(self.graphdef, params)
         with jax.default_matmul_precision("float32"):
             texts = hidden[batch.rows, batch.columns].astype(jnp.float32)
@@ -58,13 +67,13 @@ class RewardModel:
 
     def hidden_states(self, params, batch: TextBatch, dtype: str = "float32") -> jax.Array:
         """The embeddings and every layer's output without dropout: `[L + 1, R, T, D]`."""
-        return self._encode(params, batch, None, dtype, False, True)
+        return self._encode(params, batch, None, dtype, layers.StackOptions(every_layer=True))
 
-    def _encode(self, params, batch, key, dtype, remat, every_layer):
+    def _encode(self, params, batch, key, dtype, options: layers.StackOptions):
         network = nnx.merge(self.graphdef, params)
         # accelerators would otherwise round float32 factors to bfloat16 or TF32, and scores would depend on packing
         with jax.default_matmul_precision("float32" if dtype == "float32" else "default"):
-            return network(*batch[:4], key, jnp.dtype(dtype), remat, every_layer)
+            return network(*batch[:4], key, jnp.dtype(dtype), options)
 
 
 def build(config: dict, source: str = "config") -> RewardModel:
@@ -76,7 +85,7 @@ def build(config: dict, source: str = "config") -> RewardModel:
     settings, family = read_settings(config, source), config["model_type"]
     graphdef, state = nnx.split(nnx.eval_shape(lambda: FAMILIES[family].Network(settings, nnx.Rngs(0))))
     limit = FAMILIES[family].max_positions(settings)
-    return RewardModel(family, config, graphdef, nnx.to_pure_dict(state), limit)
+    return RewardModel(family, config, graphdef, nnx.to_pure_dict(state), limit, settings.hidden_size)
 
 
 def abstract_params(model: RewardModel) -> dict:

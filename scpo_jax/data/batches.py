@@ -1,0 +1,75 @@
+"""Batches of preference pairs for several groups at once: what each step computes, planned before the first.
+
+K steps, G groups, N shares of a batch (one for each device of the data axis), b pairs in a share.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from scpo_jax.data import packing
+from scpo_jax.data.encoding import Text
+from scpo_jax.models.module import TextBatch
+
+NO_TEXT = Text(np.zeros(0, np.int32), np.zeros(0, np.int32), 0)
+
+
+class Pairs(NamedTuple):
+    """Encoded pairs: of N pairs the texts, weights `[N]` float32 and margins `[N]` float32."""
+
+    chosen: Sequence[Text]
+    rejected: Sequence[Text]
+    weights: np.ndarray
+    margins: np.ndarray
+
+
+class PairBatch(NamedTuple):
+    """A step's pairs of one group and share; `texts` holds the b chosen ones and then the b rejected ones."""
+
+    texts: TextBatch
+    weights: np.ndarray  # [b]
+    margins: np.ndarray  # [b]
+    mask: np.ndarray  # [b], False for padding
+
+
+class Plan(NamedTuple):
+    """What every step of a program computes: a pure function of the trainings, the same on every host."""
+
+    pairs: np.ndarray  # [K, G, N, b] index of each pair in its group, -1 for none
+    shapes: np.ndarray  # [K, 2] rows and tokens of the packed texts of every group and share
+
+
+def lengths_of(pairs: Pairs) -> np.ndarray:
+    """Tokens of the chosen and the rejected text of each pair, `[N, 2]`."""
+    sides = zip(pairs.chosen, pairs.rejected, strict=True)
+    return np.array([(len(chosen.input_ids), len(rejected.input_ids)) for chosen, rejected in sides])
+
+
+def plan(pairs: Sequence[Pairs], orders: Sequence[np.ndarray], groups: int, shares: int, width: int) -> Plan:
+    """Plans all steps of a training of several groups, their pairs dealt to the shares of the data axis.
+
+    Args:
+      pairs: of each group to train.
+      orders: indices `[K, B]` of each group's pairs, step by step, -1 for none; K may differ.
+      groups: G, at least as many; those beyond are inert.
+      shares: N.
+      width: of the model, for the cost of a shape (`packing.plan_shapes`).
+    """
+    steps = max(len(own) for own in orders)
+    size = -(-orders[0].shape[1] // shares)
+    indices = np.full((steps, groups, shares, size), -1)
+    lengths = np.zeros((steps, groups, shares, 2 * size), np.int32)
+    for g, (own, order) in enumerate(zip(pairs, orders, strict=True)):
+        tokens = lengths_of(own)
+        dealt = packing.deal(order, tokens.sum(1), shares)
+        indices[: len(order), g] = dealt
+        lengths[: len(order), g] = np.where(dealt[..., None] >= 0, tokens[dealt], 0).reshape(len(order), shares, -1)
+    return Plan(indices, packing.plan_shapes(lengths.reshape(steps, groups * shares, -1), width))
+
+
+def batch_at(pairs: Sequence[Pairs], plan: Plan, step: int, group: int, share: int) -> PairBatch:
+    """The batch of a step for a group and a share; empty for a group that has ended or is inert."""
+    indices, own = plan.pairs[step, group, share], pairs[min(group, len(pairs) - 1)]
+    texts = [side[i] if i >= 0 else NO_TEXT for side in (own.chosen, own.rejected) for i in indices]
+    return PairBatch(packing.pack(texts, plan.shapes[step]), own.weights[indices], own.margins[indices], indices >= 0)

@@ -1,0 +1,112 @@
+"""Several groups in one program train as each does alone, on one device or shared out over eight."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from scpo_jax import score, sharding, train_reward
+from scpo_jax.models import module
+from tests.test_train_reward import CONFIG, OPTIONS, distance, some_pairs
+
+SIZES = (40, 3, 17, 64, 9, 28, 5)
+SPARE = CONFIG | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+
+
+def trainings(sizes=SIZES, steps=20):
+    """Groups of different sizes; some end early, one has its own rate."""
+    made = []
+    for g, size in enumerate(sizes):
+        own = {
+            "seed": g,
+            "max_steps": steps - 4 * (g % 3 == 1),
+            "learning_rate": 5e-3 / (1 + (g == 2)),
+            "batch_size": 8,
+        }
+        options = dataclasses.replace(OPTIONS, **own)
+        made.append(train_reward.Training(f"group {g}", some_pairs(size, seed=g), options))
+    return made
+
+
+def train(trainings, shape=(1, 1, 1)):
+    """(losses of every group, scores of 64 fixed texts by every group, parameters of every group)."""
+    model = module.build(SPARE)
+    params = module.init(model, jax.random.key(3))
+    function = score.score_function(model, "float32")
+    mesh = sharding.make_mesh(*shape, jax.devices()[: np.prod(shape)])
+    program = train_reward.make_program(model, trainings[0].options, mesh)
+    losses = [[] for _ in trainings]
+
+    def log(g, step, metrics):
+        losses[g].append(metrics["loss"])
+
+    trained = train_reward.train(program, params, trainings, log=log, score_function=function)
+    fixed = some_pairs(32, seed=99)
+    scores = [score.score_texts(function, jax.device_get(t.params), [*fixed.chosen, *fixed.rejected]) for t in trained]
+    return losses, scores, [jax.device_get(t.params) for t in trained], params
+
+
+def without_key_biases(params):
+    """Parameters but for the biases of the attention keys, whose exact gradient is zero: softmax does not see them."""
+    flat = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(params)}
+    return [leaf for name, leaf in sorted(flat.items()) if "['key']['bias']" not in name]
+
+
+def assert_equal(ours, theirs):
+    losses, scores, params, before = ours
+    assert all(distance(before, own) > 1e-2 for own in params)
+    for g in range(len(losses)):
+        np.testing.assert_allclose(losses[g], theirs[0][g], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(scores[g], theirs[1][g], rtol=0, atol=1e-5)
+        assert distance(without_key_biases(params[g]), without_key_biases(theirs[2][g])) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def stacked():
+    return train(trainings())
+
+
+def test_groups_train_as_each_does_alone(stacked):
+    alone = [train([training]) for training in trainings()]
+    assert [len(own) for own in stacked[0]] == [20, 16, 20, 20, 16, 20, 20]
+    assert_equal(stacked, [[one[part][0] for one in alone] for part in range(3)])
+
+
+MESHES = [(1, 8, 1), (2, 4, 1), (8, 1, 1), (4, 2, 1)]
+
+
+@pytest.fixture(scope="module")
+def on_eight_devices(tmp_path_factory):
+    """Mesh -> what `train` gives on it, of a process with eight CPU devices."""
+    folder = tmp_path_factory.mktemp("eight")
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-m", "tests.test_stacked", str(folder)], env=environment, check=True, timeout=900)
+    return {mesh: dict(np.load(folder / f"{i}.npz")) for i, mesh in enumerate(MESHES)}
+
+
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+def test_eight_devices_are_one(mesh, on_eight_devices, stacked):
+    there = on_eight_devices[mesh]
+    for g, (losses, scores, params) in enumerate(zip(*stacked[:3], strict=True)):
+        np.testing.assert_allclose(there[f"losses {g}"], losses, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(there[f"scores {g}"], scores, rtol=0, atol=1e-5)
+        for i, leaf in enumerate(without_key_biases(params)):
+            np.testing.assert_allclose(there[f"params {g} {i}"], leaf, rtol=0, atol=1e-5)
+
+
+def main(folder: str) -> None:
+    for i, mesh in enumerate(MESHES):
+        losses, scores, params, _ = train(trainings(), mesh)
+        arrays = {}
+        for g in range(len(losses)):
+            arrays |= {f"losses {g}": losses[g], f"scores {g}": scores[g]}
+            arrays |= {f"params {g} {j}": leaf for j, leaf in enumerate(without_key_biases(params[g]))}
+        np.savez(f"{folder}/{i}.npz", **arrays)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
