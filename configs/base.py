@@ -119,7 +119,7 @@ def train() -> ConfigDict:
     config.weight_decay = 0.0  # of AdamW, on all parameters
     config.max_grad_norm = 1.0  # clip the global gradient norm; 0 does not
     config.center_rewards_coefficient = 0.0  # c of c * mean((R+ + R-)^2)
-    config.groups_per_program = -1  # groups trained at once; memory grows with them; -1 takes all
+    config.groups_per_program = 8  # groups trained at once; memory grows with them; -1 takes all
     config.eval_every = 0  # validate every so many steps, keep the best (one-standard-error rule); 0 keeps the last
     config.validation_size = 0.15  # share of a group's training users held out for it, if eval_every > 0
     config.batch_order = "shuffled"  # shuffled (by config.seed), or reference: the authors' order, for parity

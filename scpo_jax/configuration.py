@@ -136,6 +136,8 @@ def check(config: ConfigDict) -> None:
                 raise InputError(f"config.{key}={values[key]}: it has to be at least {least}")
     if not config.scpo.beta > 0:
         raise InputError(f"config.scpo.beta={config.scpo.beta}: it has to be above 0")
+    if config.train.groups_per_program < 1 and config.train.groups_per_program != -1:
+        raise InputError(f"config.train.groups_per_program={config.train.groups_per_program}: 1 or more, or -1 for all")
     for method in config.scpo.methods:
         if method not in scpo.METHODS:
             raise InputError(f"config.scpo.methods names {method!r}; methods are {listing(scpo.METHODS)}")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 
-from scpo_jax import __version__, configuration, evaluate, logs, report, stages, train_groups
+from scpo_jax import __version__, configuration, evaluate, logs, report, sharding, stages, train_groups
 from scpo_jax.errors import InputError
 from scpo_jax.workdir import Workdir, digest, finished
 
@@ -49,6 +49,7 @@ def run(config, workdir: Workdir, *, only: Sequence[str] = (), force: bool = Fal
     the stages that differ).
     """
     configuration.check(config)
+    sharding.make_mesh(config.mesh.group, config.mesh.data, config.mesh.model)
     for name in only:
         if name not in STAGES:
             raise InputError(f"--stages names {name!r}; stages are {', '.join(STAGES)}")

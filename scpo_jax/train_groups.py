@@ -114,7 +114,10 @@ class Trainer:
         saving = self._config.checkpoint
         state = TrainingState(state_folder, saving.keep) if saving.every_steps else None
         last = max(training.options.max_steps for training in trainings)
-        progress = logs.Progress(last, f"train {', '.join(t.name for t in trainings)}", "step")
+        what = trainings[0].name if len(jobs) == 1 else f"{jobs[0].card['method']}, {len(jobs)} groups at once"
+        held = train_reward.bytes_held(program, self._start.params, trainings)
+        logs.say(f"train {what}: parameters, gradients and optimizer take {held / 2**30:.2f} GiB on each device")
+        progress = logs.Progress(last, f"train {what}", "step")
         with contextlib.ExitStack() as opened:
             own = [opened.enter_context(self._metrics.open(t.name, saving.every_steps)) for t in trainings]
 
@@ -152,12 +155,12 @@ def train(config, workdir: Workdir) -> None:
     slugs, of_group = slugs_of(steered), {}
     for group in steered:
         of_group[group] = [row for row in rows if row["group"] == group]
-        if not of_group.get(group):
+        if not of_group[group]:
             logs.say(f"train: {group} has no training pair, skipped")
     groups = [group for group in steered if of_group[group]]
     trainer = Trainer(config, workdir, stages.load_global(config, workdir), rows)
     remove_other_checkpoints(workdir, {(method, slugs[group]) for method in config.scpo.methods for group in groups})
-    at_once = config.train.groups_per_program if config.train.groups_per_program > 0 else len(groups)
+    at_once = len(groups) if config.train.groups_per_program == -1 else config.train.groups_per_program
     for method in config.scpo.methods:
         made = [
             make_job(config, workdir, trainer, method, group, of_group[group], selection, slugs[group])

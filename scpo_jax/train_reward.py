@@ -243,6 +243,17 @@ def start(program: Program, params: dict, groups: int, judges: Sequence[Validati
     return live | {"best_step": np.zeros(groups, np.int32), "best_correct": correct}
 
 
+def bytes_held(program: Program, params: dict, trainings: Sequence[Training]) -> int:
+    """Bytes on each device that grow with the groups and not with the batch; activations come on top."""
+    groups = -(-len(trainings) // program.mesh.shape["group"])
+    copies = 4 + any(training.held_out for training in trainings)  # itself, gradient, AdamW's two moments; the best
+
+    def own(leaf, spec) -> int:
+        return leaf.nbytes // (program.mesh.shape["data"] if "data" in spec else 1)
+
+    return groups * copies * sum(jax.tree.leaves(jax.tree.map(own, params, program.specs)))
+
+
 def rates_of(trainings: Sequence[Training], groups: int) -> np.ndarray:
     """The learning rate of every step and group, `[K, G]`; -1 where a group has ended or is inert."""
     rates = np.full((max(t.options.max_steps for t in trainings), groups), -1, np.float32)

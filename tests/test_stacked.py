@@ -8,6 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from scpo_jax import score, sharding, train_reward
 from scpo_jax.models import module
@@ -74,6 +75,26 @@ def test_groups_train_as_each_does_alone(stacked):
     alone = [train([training]) for training in trainings()]
     assert [len(own) for own in stacked[0]] == [20, 16, 20, 20, 16, 20, 20]
     assert_equal(stacked, [[one[part][0] for one in alone] for part in range(3)])
+
+
+def test_what_is_shared_out():
+    """Large parameters and their moments are shared over data, the groups over group; odd dimensions stay whole."""
+    device = jax.devices()[0]
+    mesh = jax.sharding.Mesh(np.array([[[device]]]), sharding.AXES)
+    model = module.build(CONFIG)
+    stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype), model.shapes)
+    specs = sharding.specs(stacked, mesh)
+    assert specs["layers"]["attention"]["query"]["kernel"] == P("group", None, "data")
+    assert specs["embeddings"]["word"]["embedding"] == P("group", None, "data")
+    assert specs["pooler"]["kernel"] == P("group", "data") and specs["score"]["kernel"] == P("group")
+    eight = sharding.specs({"embedding": jax.ShapeDtypeStruct((8, 40, 12), "float32")}, Eight())
+    assert eight == {"embedding": P("group", None, None)}
+
+
+class Eight:
+    """A mesh of eight shares of everything, as far as rules ask."""
+
+    shape = {"group": 8, "data": 8, "model": 8}
 
 
 MESHES = [(1, 8, 1), (2, 4, 1), (8, 1, 1), (4, 2, 1)]
