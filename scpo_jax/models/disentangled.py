@@ -1,0 +1,234 @@
+"""Disentangled attention as one kernel for TPUs, where a gather along the keys costs more than all the rest of a layer.
+
+The scores of a row and head never leave the fast memory. The relative terms need no gather: against a table with one
+row per distance, ordered by distance, the term of query q and key k stands in column k - q + constant, so a block of
+rows is right once row r is rolled by r, which TPUs do as they move data (`pltpu.roll` with a stride). The gradient
+has to roll the other way, which they do not: there a block's rows are turned upside down first, by a product with a
+permutation matrix, and row 127 - r rolled by 127 - r.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+BLOCK = 128  # rows that are rolled together; lanes of a TPU's vector registers
+LONGEST = 1024  # columns of a row whose scores fit in the fast memory
+VMEM_BYTES = 64 * 2**20  # of that memory; the v5p has 95 MiB, v5e and v6e 128
+
+
+def expand_tables(position_key, position_query, index, length: int):
+    """Tables `[P, H, K]` or None -> `[H, 2 * length, K]` or None, with a row for each distance of two columns.
+
+    `position_key` comes ordered by key - query from 1 - length to length - 1, `position_query` by query - key; rows
+    that `index [T, T]` does not ask for are zero, and so is the last one. The rows are selected by a product with a
+    one-hot matrix, whose transpose in the backward pass needs no scatter.
+    """
+    more = length - index.shape[0]
+    rising = jnp.pad(jnp.concatenate([index[0, ::-1], index[1:, 0]]), (more, more), constant_values=-1)
+
+    def expand(table, rows):
+        if table is None:
+            return None
+        selection = jax.nn.one_hot(jnp.pad(rows, (0, 1), constant_values=-1), table.shape[0], dtype=table.dtype)
+        return jnp.einsum("op,phd->hod", selection, table, precision=precision(table.dtype))
+
+    return expand(position_key, rising[::-1]), expand(position_query, rising)
+
+
+def precision(dtype):
+    """All of float32 for float32: TPUs would otherwise round the factors to bfloat16."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT
+
+
+def dot(a, b, contracted=(1, 0)):
+    """Product of two matrices over these axes, in float32."""
+    dimensions = (((contracted[0],), (contracted[1],)), ((), ()))
+    return jax.lax.dot_general(a, b, dimensions, precision(a.dtype), jnp.float32)
+
+
+def skew(x):
+    """`[BLOCK, N + BLOCK]` -> `[BLOCK, N]`: column j of row r is column j - r + BLOCK - 1."""
+    return pltpu.roll(x, 1, 1, stride=1, stride_axis=0)[:, BLOCK:]
+
+
+def unskew(flipped):
+    """The transpose of `skew` on a block with the last row first, which is how it leaves it."""
+    padded = jnp.concatenate([flipped, jnp.zeros((BLOCK, BLOCK), flipped.dtype)], axis=1)
+    return pltpu.roll(padded, 0, 1, stride=1, stride_axis=0)
+
+
+def exchange(dtype):
+    """The matrix `[BLOCK, BLOCK]` that turns a block upside down."""
+    rows, columns = (jax.lax.broadcasted_iota(jnp.int32, (BLOCK, BLOCK), axis) for axis in (0, 1))
+    return (rows + columns == BLOCK - 1).astype(dtype)
+
+
+def blocks(length: int):
+    """For each block of a row: its slice, and that of the expanded table with its distances."""
+    for start in range(0, length, BLOCK):
+        yield slice(start, start + BLOCK), slice(length - BLOCK - start, 2 * length - start)
+
+
+class Operands(NamedTuple):
+    """What the kernels read: arrays, their blocks or references to these."""
+
+    query: jax.Array  # [R, H, T, K], as keys and value
+    keys: jax.Array
+    value: jax.Array
+    table_key: jax.Array | None  # [H, 2T, K], see `expand_tables`
+    table_query: jax.Array | None
+    mask: jax.Array  # [R, T, T] int8, 0 where a query must not see a key
+    keep: jax.Array | None  # [R, H, T, T] int8, 0 where dropout drops a weight; None without dropout
+
+
+def store_key_terms(keys, table_query, terms):
+    """p2c for all queries and keys `[T, T]`, before scaling. Skewed per key, then turned to [query, key]."""
+    for block, window in blocks(keys.shape[0]):
+        terms[:, block] = skew(dot(keys[block], table_query[window], (1, 1))).T
+
+
+def exponentials(refs, terms, block, window, scale):
+    """exp(score - largest) `[BLOCK, T]` of a block of queries, and their sum `[BLOCK, 1]`."""
+    scores = dot(refs.query[block], refs.keys[...], (1, 1))
+    if refs.table_key is not None:
+        scores += skew(dot(refs.query[block], refs.table_key[window], (1, 1)))
+    if refs.table_query is not None:
+        scores += terms[block]
+    scores = jnp.where(refs.mask[block].astype(jnp.int32) != 0, scores * scale, jnp.finfo(jnp.float32).min)
+    raised = jnp.exp(scores - scores.max(1, keepdims=True))
+    return raised, raised.sum(1, keepdims=True)
+
+
+def forward_kernel(refs: Operands, out, terms, *, scale: float, rate: float):
+    """Attention of one head of one row."""
+    if refs.table_query is not None:
+        store_key_terms(refs.keys, refs.table_query, terms)
+    for block, window in blocks(out.shape[0]):
+        raised, total = exponentials(refs, terms, block, window, scale)
+        if refs.keep is not None:
+            raised = jnp.where(refs.keep[block].astype(jnp.int32) != 0, raised, 0)
+        mixed = dot(raised.astype(out.dtype), refs.value[...])
+        out[block] = (mixed / (total * (1 - rate))).astype(out.dtype)
+
+
+def backward_kernel(refs: Operands, d_out, grads: Operands, terms, d_keys, d_value, *, scale: float, rate: float):
+    """Gradients of one head of one row; those of the tables add up over the rows, which the grid runs through last."""
+    dtype, length = d_out.dtype, d_out.shape[0]
+    flip = exchange(dtype)
+    d_keys[...], d_value[...] = jnp.zeros_like(d_keys), jnp.zeros_like(d_value)
+
+    @pl.when(pl.program_id(1) == 0)
+    def clear_tables():
+        for table in (grads.table_key, grads.table_query):
+            if table is not None:
+                table[...] = jnp.zeros_like(table)
+
+    if refs.table_query is not None:
+        store_key_terms(refs.keys, refs.table_query, terms)
+    for block, window in blocks(length):
+        raised, total = exponentials(refs, terms, block, window, scale)
+        weights = raised / total
+        d_weights = dot(d_out[block], refs.value[...], (1, 1))
+        kept = weights
+        if refs.keep is not None:
+            keep = refs.keep[block].astype(jnp.int32) != 0
+            kept, d_weights = (jnp.where(keep, x / (1 - rate), 0) for x in (weights, d_weights))
+        d_value[...] += dot(kept.astype(dtype), d_out[block], (0, 0))
+        d_scores = weights * (d_weights - (weights * d_weights).sum(1, keepdims=True)) * scale
+        narrow = d_scores.astype(dtype)
+        d_keys[...] += dot(narrow, refs.query[block], (0, 0))
+        d_query = dot(narrow, refs.keys[...])
+        if refs.table_key is not None:
+            skewed = unskew(dot(flip, narrow)).astype(dtype)
+            d_query += dot(flip, dot(skewed, refs.table_key[window]).astype(dtype))
+            flipped = dot(flip, refs.query[block]).astype(dtype)
+            grads.table_key[window] += dot(skewed, flipped, (0, 0))
+        grads.query[block] = d_query.astype(dtype)
+        if refs.table_query is not None:
+            terms[block] = d_scores  # this block's terms are spent
+    if refs.table_query is not None:
+        for block, window in blocks(length):
+            skewed = unskew(dot(flip, terms[:, block].astype(dtype), (1, 1))).astype(dtype)
+            d_keys[block] += dot(flip, dot(skewed, refs.table_query[window]).astype(dtype))
+            flipped = dot(flip, refs.keys[block]).astype(dtype)
+            grads.table_query[window] += dot(skewed, flipped, (0, 0))
+    grads.keys[...], grads.value[...] = d_keys[...].astype(dtype), d_value[...].astype(dtype)
+
+
+def specs(operands: Operands) -> Operands:
+    """Which block of each operand the program of head h and row r works on."""
+    places = [lambda h, r: (r, h, 0, 0)] * 3 + [lambda h, r: (h, 0, 0)] * 2
+    places += [lambda h, r: (r, 0, 0), lambda h, r: (r, h, 0, 0)]
+    return Operands(*(
+        None if x is None else pl.BlockSpec((*[None] * (x.ndim - 2), *x.shape[-2:]), place)
+        for x, place in zip(operands, places, strict=True)
+    ))  # fmt: skip
+
+
+def call(kernel, operands: tuple, in_specs: tuple, out_shape, out_specs, scratch: list, interpret: bool):
+    """One program for every head and row; heads may go to different cores."""
+    rows, heads = operands[0].query.shape[:2]
+    return pl.pallas_call(
+        kernel,
+        out_shape=out_shape,
+        grid=(heads, rows),
+        in_specs=in_specs,
+        out_specs=out_specs,
+        scratch_shapes=scratch,
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
+        ),
+        interpret=interpret,
+    )(*operands)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def fused(operands: Operands, scale: float, rate: float, interpret: bool):
+    """The attention of `attend` on its padded and turned operands: `[R, H, T, K]`."""
+    query, length = operands.query, operands.query.shape[2]
+    own = specs(operands)
+    kernel = functools.partial(forward_kernel, scale=scale, rate=rate)
+    shape, scratch = jax.ShapeDtypeStruct(query.shape, query.dtype), [pltpu.VMEM((length, length), jnp.float32)]
+    return call(kernel, (operands,), (own,), shape, own.query, scratch, interpret)
+
+
+def fused_forward(operands, scale, rate, interpret):
+    return fused(operands, scale, rate, interpret), operands
+
+
+def fused_backward(scale, rate, interpret, operands, d_out):
+    length, size = operands.query.shape[2:]
+    own = specs(operands)
+    kernel = functools.partial(backward_kernel, scale=scale, rate=rate)
+    shape = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32 if x.ndim == 3 else x.dtype), operands)
+    shape, out_specs = (x._replace(mask=None, keep=None) for x in (shape, own))
+    scratch = [pltpu.VMEM((length, n), jnp.float32) for n in (length, size, size)]
+    (grads,) = call(kernel, (operands, d_out), (own, own.query), (shape,), (out_specs,), scratch, interpret)
+    tables = [x if x is None else x.astype(d_out.dtype) for x in (grads.table_key, grads.table_query)]
+    return (grads._replace(table_key=tables[0], table_query=tables[1]),)
+
+
+fused.defvjp(fused_forward, fused_backward)
+
+
+def attend(
+    query, keys, value, position_key, position_query, index, mask, scale: float, rate: float, key, interpret=False
+):
+    """Disentangled attention `[R, T, H * K]`; the arguments are those of `relative.attention`."""
+    rows, length, heads, size = query.shape
+    padded = -(-length // BLOCK) * BLOCK
+    more = padded - length
+    turned = (jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, more), (0, 0))) for x in (query, keys, value))
+    tables = expand_tables(position_key, position_query, index, padded)
+    # a query beyond the end sees nothing: its weights are uniform and its result is cut off
+    mask = jnp.pad(mask.astype(jnp.int8), ((0, 0), (0, more), (0, more)))
+    keep = None
+    if key is not None and rate > 0:
+        keep = jax.random.bernoulli(key, 1 - rate, (rows, heads, length, length)).astype(jnp.int8)
+        keep = jnp.pad(keep, ((0, 0), (0, 0), (0, more), (0, more)))
+    mixed = fused(Operands(*turned, *tables, mask, keep), scale, rate, interpret)
+    return mixed[:, :, :length].swapaxes(1, 2).reshape(rows, length, heads * size)
