@@ -67,10 +67,13 @@ def exchange(dtype):
     return (rows + columns == BLOCK - 1).astype(dtype)
 
 
-def blocks(length: int):
-    """For each block of a row: its slice, and that of the expanded table with its distances."""
-    for start in range(0, length, BLOCK):
-        yield slice(start, start + BLOCK), slice(length - BLOCK - start, 2 * length - start)
+def each_block(length: int, body) -> None:
+    """Calls body(block, window) for each block of a row: its slice, and that of the expanded table with its distances."""
+
+    @pl.loop(0, length // BLOCK)
+    def run(block):
+        start = pl.multiple_of(block * BLOCK, BLOCK)
+        body(pl.ds(start, BLOCK), pl.ds(pl.multiple_of(length - BLOCK - start, BLOCK), length + BLOCK))
 
 
 class Operands(NamedTuple):
@@ -87,8 +90,11 @@ class Operands(NamedTuple):
 
 def store_key_terms(keys, table_query, terms):
     """p2c for all queries and keys `[T, T]`, before scaling. Skewed per key, then turned to [query, key]."""
-    for block, window in blocks(keys.shape[0]):
+
+    def store(block, window):
         terms[:, block] = skew(dot(keys[block], table_query[window], (1, 1))).T
+
+    each_block(keys.shape[0], store)
 
 
 def exponentials(refs, terms, block, window, scale):
@@ -107,12 +113,15 @@ def forward_kernel(refs: Operands, out, terms, *, scale: float, rate: float):
     """Attention of one head of one row."""
     if refs.table_query is not None:
         store_key_terms(refs.keys, refs.table_query, terms)
-    for block, window in blocks(out.shape[0]):
+
+    def attend_block(block, window):
         raised, total = exponentials(refs, terms, block, window, scale)
         if refs.keep is not None:
             raised = jnp.where(refs.keep[block].astype(jnp.int32) != 0, raised, 0)
-        mixed = dot(raised.astype(out.dtype), refs.value[...])
-        out[block] = (mixed / (total * (1 - rate))).astype(out.dtype)
+            total *= 1 - rate
+        out[block] = (dot(raised.astype(out.dtype), refs.value[...]) / total).astype(out.dtype)
+
+    each_block(out.shape[0], attend_block)
 
 
 def backward_kernel(refs: Operands, d_out, grads: Operands, terms, d_keys, d_value, *, scale: float, rate: float):
@@ -129,7 +138,8 @@ def backward_kernel(refs: Operands, d_out, grads: Operands, terms, d_keys, d_val
 
     if refs.table_query is not None:
         store_key_terms(refs.keys, refs.table_query, terms)
-    for block, window in blocks(length):
+
+    def query_block(block, window):
         raised, total = exponentials(refs, terms, block, window, scale)
         weights = raised / total
         d_weights = dot(d_out[block], refs.value[...], (1, 1))
@@ -150,12 +160,16 @@ def backward_kernel(refs: Operands, d_out, grads: Operands, terms, d_keys, d_val
         grads.query[block] = d_query.astype(dtype)
         if refs.table_query is not None:
             terms[block] = d_scores  # this block's terms are spent
+
+    def key_block(block, window):
+        skewed = unskew(dot(flip, terms[:, block].astype(dtype), (1, 1))).astype(dtype)
+        d_keys[block] += dot(flip, dot(skewed, refs.table_query[window]).astype(dtype))
+        flipped = dot(flip, refs.keys[block]).astype(dtype)
+        grads.table_query[window] += dot(skewed, flipped, (0, 0))
+
+    each_block(length, query_block)
     if refs.table_query is not None:
-        for block, window in blocks(length):
-            skewed = unskew(dot(flip, terms[:, block].astype(dtype), (1, 1))).astype(dtype)
-            d_keys[block] += dot(flip, dot(skewed, refs.table_query[window]).astype(dtype))
-            flipped = dot(flip, refs.keys[block]).astype(dtype)
-            grads.table_query[window] += dot(skewed, flipped, (0, 0))
+        each_block(length, key_block)
     grads.keys[...], grads.value[...] = d_keys[...].astype(dtype), d_value[...].astype(dtype)
 
 
@@ -230,5 +244,7 @@ def attend(
     if key is not None and rate > 0:
         keep = jax.random.bernoulli(key, 1 - rate, (rows, heads, length, length)).astype(jnp.int8)
         keep = jnp.pad(keep, ((0, 0), (0, 0), (0, more), (0, more)))
+        # drawn once: XLA would draw it a second time for the copy that waits for the backward pass
+        keep = jax.lax.optimization_barrier(keep)
     mixed = fused(Operands(*turned, *tables, mask, keep), scale, rate, interpret)
     return mixed[:, :, :length].swapaxes(1, 2).reshape(rows, length, heads * size)
