@@ -142,14 +142,21 @@ def cycles(module: Module, trips: Mapping[str, int], kernels: Mapping[str, int] 
 def collective_bytes(module: Module, trips: Mapping[str, int]) -> dict[str, int]:
     """Bytes that each kind of collective moves on one device, of its input or output the larger; only kinds that occur.
 
-    An asynchronous one counts at its start.
+    An asynchronous one counts at its start. One that TPUs run beside other work stands in the fusion that starts it,
+    in those it runs beside and in the one that waits for it; it counts once, known by its channel.
     """
-    total = Counter()
+    total, seen = Counter(), set()
     for outer, computation, times in executed(module, trips):
         for instruction, name in inside(module, outer, computation):
             kind = instruction.opcode.removesuffix("-start")
-            if kind in COLLECTIVES:
-                total[kind] += times * payload(module.computations[name], instruction)
+            if kind not in COLLECTIVES:
+                continue
+            channel = re.search(r"channel_id=(\d+)", instruction.attributes)
+            if outer.opcode == "fusion" and channel:
+                if (computation, channel[1]) in seen:
+                    continue
+                seen.add((computation, channel[1]))
+            total[kind] += times * payload(module.computations[name], instruction)
     return dict(total)
 
 
@@ -158,14 +165,15 @@ def payload(computation: Mapping[str, Instruction], collective: Instruction) -> 
     given = sum(sum(array_bytes(computation[name].shape)) for name in collective.operands if name in computation)
     arrays = array_bytes(collective.shape)
     if collective.opcode in ("all-gather-start", "collective-permute-start"):  # (inputs, outputs, two numbers or none)
-        arrays = [size for size in arrays[: 2 * len(collective.operands)]]
-        return max(given, sum(arrays) - given)
+        return max(given, sum(arrays[: 2 * len(collective.operands)]) - given)
     return max(given, sum(arrays))
 
 
 def arrays_of(shape: str) -> list[tuple[str, list[int]]]:
     """The arrays of a shape or tuple of shapes: type and dimensions."""
-    return [(kind, [int(n) for n in dims.split(",") if n]) for kind, dims in re.findall(r"([a-z]\w*)\[([\d,]*)\]", shape)]
+    return [
+        (kind, [int(n) for n in dims.split(",") if n]) for kind, dims in re.findall(r"([a-z]\w*)\[([\d,]*)\]", shape)
+    ]
 
 
 def array_bytes(shape: str) -> list[int]:

@@ -175,9 +175,7 @@ class Attention(nnx.Module):
             mixed = layers.attend(scores * scale, value, mask, self.weight_rate, weight_key)
         else:
             projected = self.project_table(layers.dropout(table, self.rate, table_key))
-            mixed = relative.attention(
-                query, keys, value, *projected, index, mask, scale, self.weight_rate, weight_key
-            )
+            mixed = relative.attention(query, keys, value, *projected, index, mask, scale, self.weight_rate, weight_key)
         return self.norm(x + layers.dropout(self.output(mixed), self.rate, output_key))
 
 

@@ -68,7 +68,7 @@ def exchange(dtype):
 
 
 def each_block(length: int, body) -> None:
-    """Calls body(block, window) for each block of a row: its slice, and that of the expanded table with its distances."""
+    """Calls body(block, window) for each block of a row: its slice, and that of the table with its distances."""
 
     @pl.loop(0, length // BLOCK)
     def run(block):
