@@ -196,8 +196,25 @@ def call(kernel, operands: tuple, in_specs: tuple, out_shape, out_specs, scratch
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=VMEM_BYTES
         ),
+        cost_estimate=cost(operands, out_shape),
         interpret=interpret,
+        name=kernel.func.__name__,
     )(*operands)
+
+
+def cost(operands: tuple, out_shape) -> pl.CostEstimate:
+    """What the kernel on these operands costs, for the compiler's schedule: it cannot see into the kernel."""
+    rows, heads, length, size = operands[0].query.shape
+    square, wide = length**2, length * (length + BLOCK)
+    terms = sum(x is not None for x in operands[0][3:5])
+    if len(operands) == 1:
+        products = 2 * square + terms * wide
+    else:  # besides: the gradients of four factors; of a term the turned block, and the gradients of two factors
+        products = 5 * square + terms * (3 * wide + square * BLOCK // size)
+    moved = sum(x.size * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves((operands, out_shape)))
+    return pl.CostEstimate(
+        flops=2 * rows * heads * size * products, transcendentals=rows * heads * square, bytes_accessed=moved
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
