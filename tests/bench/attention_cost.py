@@ -1,7 +1,7 @@
 """What each form of DeBERTa's attention costs a training step on TPUs, by the compiler's own estimate; needs no TPU.
 
     pip install 'scpo_jax[tpu]'
-    JAX_PLATFORMS=cpu python -m tests.bench.attention_cost --topologies v5e:2x2 v5p:2x2x1 --rows 16 6 --output costs.json
+    JAX_PLATFORMS=cpu python -m tests.bench.attention_cost --topologies v5e:2x2 v5p:2x2x1 --rows 16 6 --output x.json
 
 A step of DeBERTa-v3-base (12 layers, 8192 words, bfloat16) on 8 pairs, that is 16 texts, in R rows of 512 tokens, with
 dropout, on one device. Loops count as often as they run. The compiler does not estimate the fused kernel, so its cycles
