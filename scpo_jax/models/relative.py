@@ -64,7 +64,7 @@ def attention(query, keys, value, position_key, position_query, index, mask, sca
     """
     arguments = (query, keys, value, position_key, position_query, index, mask)
     plain = functools.partial(plain_attention, scale=scale, rate=rate, key=key)
-    if query.shape[1] > disentangled.LONGEST:
+    if not disentangled.supported(query.shape[1]):
         return plain(*arguments)
     fused = functools.partial(disentangled.attend, scale=scale, rate=rate, key=key)
     return jax.lax.platform_dependent(*arguments, tpu=fused, default=plain)

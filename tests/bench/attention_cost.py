@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from scpo_jax import hlo, train_reward
-from scpo_jax.models import disentangled, module, relative
+from scpo_jax.models import disentangled, disentangled_kernel, module, relative
 from tests import tpu_helpers
 
 CONFIG = {
@@ -59,7 +59,7 @@ def one_hot_bias(query, keys, position_key, position_query, index):
     def term(x, table, index):
         selection = jax.nn.one_hot(index, table.shape[0], dtype=x.dtype)
         narrow = product("rthd,phd->rhtp", x, table).astype(x.dtype)
-        return product("rhtp,tsp->rhts", narrow, selection, precision=disentangled.precision(x.dtype))
+        return product("rhtp,tsp->rhts", narrow, selection, precision=disentangled_kernel.precision(x.dtype))
 
     return term(query, position_key, index) + term(keys, position_query, index.T).swapaxes(-1, -2)
 
@@ -111,7 +111,7 @@ def compile_kernel(name: str, device):
     make = jax.ShapeDtypeStruct
     own, table = make((2, HEADS, LENGTH, SIZE), jnp.bfloat16), make((HEADS, 2 * LENGTH, SIZE), jnp.bfloat16)
     mask, keep = make((2, LENGTH, LENGTH), jnp.int8), make((2, HEADS, LENGTH, LENGTH), jnp.int8)
-    operands = disentangled.Operands(own, own, own, table, table, mask, keep)
+    operands = disentangled_kernel.Operands(own, own, own, table, table, mask, keep)
     if name == "forward_kernel":
         jax.jit(lambda x: disentangled.fused(x, 0.1, 0.1, False)).lower(on_device(operands, device)).compile()
     else:
@@ -132,7 +132,7 @@ def bundles(name: str, topology: str) -> int:
         (dump,) = pathlib.Path(folder).glob(f"*-{name}*[0-9]-final_bundles.txt")
         lines = re.findall(r"^\s*0x[0-9a-f]+\s+(?:[A-Z]{2})?\s*:\s*(>*)", dump.read_text(), re.M)
     depths = Counter(map(len, lines))
-    return depths[1] + depths[2] * LENGTH // disentangled.BLOCK
+    return depths[1] + depths[2] * LENGTH // disentangled_kernel.BLOCK
 
 
 def kernel_cycles(name: str, topology: str, rows: int) -> int:
