@@ -97,6 +97,20 @@ def test_bytes_of_collectives():
     }
 
 
+def test_a_collective_beside_other_work_counts_once():
+    """TPUs repeat it in the fusion that starts it, in those it runs beside and in the one that waits for it."""
+    names = ("start", "beside", "done")
+    fused = [
+        f"%fused_{name} (p: f32[2]) -> f32[4] {{\n  %p = f32[2]{{0}} parameter(0)\n"
+        f"  ROOT %gather_{name} = f32[4]{{0}} all-gather(%p), channel_id=1, dimensions={{0}}\n}}\n"
+        for name in names
+    ]
+    calls = "\n".join(f"  %{name} = f32[4]{{0}} fusion(%q), kind=kCustom, calls=%fused_{name}" for name in names)
+    text = "".join(fused) + f"ENTRY %main (q: f32[2]) -> f32[4] {{\n  %q = f32[2]{{0}} parameter(0)\n{calls}\n}}\n"
+    assert hlo.collective_bytes(hlo.parse(text), {}) == {"all-gather": 16}
+    assert hlo.collective_bytes(hlo.parse(text.replace("channel_id=1, ", "")), {}) == {"all-gather": 48}
+
+
 def test_flops_of_a_product_inside_a_fusion():
     assert hlo.product_flops(hlo.parse(LOOPS), TRIPS) == 5 * 2 * 8 * 16 * 4
 
