@@ -14,7 +14,7 @@ Found with jax 0.10.2, in millions of cycles and as a share of the step without 
     v5e, 16         227.2   225.2 0.99    1013.4 4.46    772.4 3.40    412.1 1.81
     v5p, 16         120.3   118.1 0.98     451.8 3.76    362.0 3.01    210.4 1.75
     v5e, 6           95.9    92.9 0.97     393.2 4.10    259.6 2.71    163.1 1.70
-    v5p, 6           49.4    51.8 1.05     206.0 4.17
+    v5p, 6           49.4    51.8 1.05     206.0 4.17    137.5 2.78     95.5 1.93
 
 Of "fused" 42.7, 22.2, 16.0 and 8.3 are the kernel. On v5p two cores share its heads; were it one, the ratios would be
 1.17 and 1.22. "gather" needs 19 GB of memory for 16 rows, "none" 11 and "fused" 8.
