@@ -168,13 +168,14 @@ class Attention(nnx.Module):
     def __call__(self, x, mask, table, index, key=None):
         table_key, weight_key, output_key = layers.split_key(key, 3)
         query, keys, value = (layers.heads(f(x), self.heads) for f in (self.query, self.key, self.value))
-        scores = jnp.einsum("rqhd,rkhd->rhqk", query, keys, preferred_element_type=jnp.float32)
-        if table is not None:
-            projected = self.project_table(layers.dropout(table, self.rate, table_key))
-            scores = scores + relative.attention_bias(query, keys, *projected, index)
         # one term of the scale for the content and one for each relative term, used or not
-        scores = scores * (query.shape[-1] * (1 + len(self.terms))) ** -0.5
-        mixed = layers.attend(scores, value, mask, self.weight_rate, weight_key)
+        scale = (query.shape[-1] * (1 + len(self.terms))) ** -0.5
+        if table is None:
+            scores = jnp.einsum("rqhd,rkhd->rhqk", query, keys, preferred_element_type=jnp.float32)
+            mixed = layers.attend(scores * scale, value, mask, self.weight_rate, weight_key)
+        else:
+            projected = self.project_table(layers.dropout(table, self.rate, table_key))
+            mixed = relative.attention(query, keys, value, *projected, index, mask, scale, self.weight_rate, weight_key)
         return self.norm(x + layers.dropout(self.output(mixed), self.rate, output_key))
 
 

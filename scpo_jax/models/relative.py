@@ -1,4 +1,4 @@
-"""Relative positions of DeBERTa: the row of the table for each distance, and what it adds to the attention scores.
+"""Relative positions of DeBERTa: the row of the table for each distance, and attention with what it adds to the scores.
 
 Segments are contiguous, so within a segment the distance of two positions is that of their columns: one `[T, T]` index
 serves all rows of a batch, packed or not.
@@ -6,8 +6,11 @@ serves all rows of a batch, packed or not.
 
 import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+
+from scpo_jax.models import disentangled, layers
 
 
 def bucket(distance, buckets: int, largest: int):
@@ -51,3 +54,24 @@ def attention_bias(query, keys, position_key, position_query, index):
     if position_query is not None:  # gathered per key, then turned to [query, key]
         bias = bias + gather(product(keys, position_query), index.T[None, None]).swapaxes(-1, -2)
     return bias
+
+
+def attention(query, keys, value, position_key, position_query, index, mask, scale: float, rate: float, key):
+    """Disentangled attention `[R, T, H * K]`: softmax of all terms under `mask [R, T, T]`, dropout, times `value`.
+
+    One function in two forms: on TPUs the fused one, elsewhere the plain one. What each costs there stands in
+    `tests/bench/attention_cost.py`. The first five arguments are as in `attention_bias`; `value [R, T, H, K]`.
+    """
+    arguments = (query, keys, value, position_key, position_query, index, mask)
+    plain = functools.partial(plain_attention, scale=scale, rate=rate, key=key)
+    if not disentangled.supported(query.shape[1]):
+        return plain(*arguments)
+    fused = functools.partial(disentangled.attend, scale=scale, rate=rate, key=key)
+    return jax.lax.platform_dependent(*arguments, tpu=fused, default=plain)
+
+
+def plain_attention(query, keys, value, position_key, position_query, index, mask, scale: float, rate: float, key):
+    """The form of `attention` to check others by: every score in memory."""
+    scores = jnp.einsum("rqhd,rkhd->rhqk", query, keys, preferred_element_type=jnp.float32)
+    scores = scores + attention_bias(query, keys, position_key, position_query, index)
+    return layers.attend(scores * scale, value, mask, rate, key)
