@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from scpo_jax import losses, optimizer, score, sharding
@@ -20,7 +20,7 @@ from scpo_jax.checkpoint import TrainingState
 from scpo_jax.data import batches, order
 from scpo_jax.data.batches import PairBatch, Pairs
 from scpo_jax.models import module
-from scpo_jax.models.module import RewardModel
+from scpo_jax.models.module import RewardModel, TextBatch
 from scpo_jax.score import ScoreFunction
 
 
@@ -89,6 +89,7 @@ class Program(NamedTuple):
     step: Callable  # (params, opt_state, batch, count, rates, seeds, k) -> (params, opt_state, metrics)
     init: Callable  # params -> opt_state
     specs: dict  # of the parameters
+    state_specs: tuple  # of opt_state
 
 
 def make_program(model: RewardModel, options: Options, mesh: Mesh) -> Program:
@@ -140,12 +141,37 @@ def make_program(model: RewardModel, options: Options, mesh: Mesh) -> Program:
         )
 
     groups, state = P("group"), (specs, state_specs)
-    step = jax.shard_map(
-        step_of_device, mesh=mesh, in_specs=(*state, P("group", "data"), groups, groups, groups, P()),
-        out_specs=(*state, groups), check_vma=False,
-    )  # fmt: skip
-    init = jax.shard_map(jax.vmap(transform.init), mesh=mesh, in_specs=(specs,), out_specs=state_specs, check_vma=False)
-    return Program(mesh, model.width, jax.jit(step, donate_argnums=(0, 1)), jax.jit(init), specs)
+    given = (*state, P("group", "data"), groups, groups, groups, P())
+    step = jax.shard_map(step_of_device, mesh=mesh, in_specs=given, out_specs=(*state, groups), check_vma=False)
+    # said once more for jit: else it would simplify the places of results, and compile the second step anew for them
+    places = jax.tree.map(functools.partial(NamedSharding, mesh), (*state, groups))
+    compiled = jax.jit(step, donate_argnums=(0, 1), out_shardings=places)
+    init = jax.jit(jax.vmap(transform.init), out_shardings=places[1])
+    return Program(mesh, model.width, compiled, init, specs, state_specs)
+
+
+def step_arguments(program: Program, model: RewardModel, groups: int, pairs: int, shape: tuple[int, int]) -> tuple:
+    """The arguments of `program.step` as shapes on its mesh, to compile it without any data.
+
+    `groups` is a multiple of the group axis, `pairs` is b, of a share, and `shape` (R, T) that of its packed texts.
+    """
+    mesh = program.mesh
+
+    def array(spec, dtype, *shape):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+    def stacked(tree, specs):
+        return jax.tree.map(lambda leaf, spec: array(spec, leaf.dtype, groups, *leaf.shape), tree, specs)
+
+    def shares(dtype, *shape):
+        return array(P("group", "data"), dtype, groups, mesh.shape["data"], *shape)
+
+    one = module.abstract_params(model)
+    state = stacked(jax.eval_shape(optimizer.adamw(0.0).init, one), program.state_specs)
+    texts = TextBatch(*[shares(jnp.int32, *shape)] * 4, *[shares(jnp.int32, 2 * pairs)] * 2)
+    batch = PairBatch(texts, *(shares(dtype, pairs) for dtype in (jnp.float32, jnp.float32, jnp.bool)))
+    numbers = (array(P("group"), dtype, groups) for dtype in (jnp.int32, jnp.float32, jnp.uint32))
+    return stacked(one, program.specs), state, batch, *numbers, array(P(), jnp.int32)
 
 
 class Validation(NamedTuple):

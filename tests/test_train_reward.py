@@ -85,6 +85,25 @@ def test_it_learns_and_leaves_the_initial_parameters_alone(program, params):
     assert distance(before, params) == 0 and trained.step == 60
 
 
+def test_nothing_is_compiled_twice(model, params):
+    program, shapes = make_program(model), set()
+
+    def step(*arguments):
+        batch, rows = arguments[2], arguments[2].texts.input_ids.shape[2:]
+        wanted = train_reward.step_arguments(program, model, 1, batch.weights.shape[2], rows)
+        as_given = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arguments[:3])]
+        assert as_given == [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(wanted[:3])]
+        shapes.add(rows)
+        return program.step(*arguments)
+
+    options = train_reward.dataclasses.replace(OPTIONS, max_steps=60)
+    run(program._replace(step=step), params, some_pairs(40), options)
+    compiled = program.step._cache_size()
+    assert 0 < len(shapes) <= 6 and compiled == len(shapes)
+    run(program, params, some_pairs(40), options)
+    assert program.step._cache_size() == compiled
+
+
 def test_a_pair_of_weight_0_teaches_nothing(program, params):
     pairs = some_pairs(4)
     silent = pairs._replace(weights=np.zeros(4, np.float32))

@@ -35,7 +35,7 @@ from collections import Counter
 import jax
 import jax.numpy as jnp
 
-from scpo_jax import hlo, train_reward
+from scpo_jax import hlo, sharding, train_reward
 from scpo_jax.models import disentangled, disentangled_kernel, module, relative
 from tests import tpu_helpers
 
@@ -99,16 +99,10 @@ def compiled_step(form: str, device, rows: int):
         max_grad_norm=1.0, center_rewards_coefficient=0.0, eval_every=0, batch_order="shuffled", seed=0,
         dtype="bfloat16",
     )  # fmt: skip
-    step, transform = train_reward.make_step(model, options)
-    params = module.abstract_params(model)
-    ids, places = jax.ShapeDtypeStruct((rows, LENGTH), jnp.int32), jax.ShapeDtypeStruct((2 * PAIRS,), jnp.int32)
-    pairs = jax.ShapeDtypeStruct((PAIRS,), jnp.float32)
-    mask = jax.ShapeDtypeStruct((PAIRS,), jnp.bool)
-    batch = train_reward.PairBatch(module.TextBatch(ids, ids, ids, ids, places, places), pairs, pairs, mask)
-    rate, key = jax.ShapeDtypeStruct((), jnp.float32), jax.eval_shape(lambda: jax.random.key(0))
-    arguments = (params, jax.eval_shape(transform.init, params), batch, rate, key)
+    program = train_reward.make_program(model, options, sharding.make_mesh(1, 1, 1, [device]))
+    arguments = train_reward.step_arguments(program, model, 1, PAIRS, (rows, LENGTH))
     with form_in_use(form):
-        return step.lower(*on_device(arguments, device)).compile()
+        return program.step.lower(*arguments).compile()
 
 
 def on_device(shapes, device):
