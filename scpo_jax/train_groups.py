@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from scpo_jax import checkpoint, logs, score, scpo, sharding, stages, train_reward
+from scpo_jax import checkpoint, logs, score, scpo, sharding, stages, train_reward, train_step
 from scpo_jax.checkpoint import Loaded, TrainingState
 from scpo_jax.data import preferences
 from scpo_jax.data.batches import Pairs
@@ -134,10 +134,12 @@ class Trainer:
             state.close()
         return trained
 
-    def _program(self, options) -> train_reward.Program:
-        key = options.weight_decay, options.max_grad_norm, options.center_rewards_coefficient
+    def _program(self, options: train_reward.Options) -> train_step.Program:
+        names = ("dtype", "weight_decay", "max_grad_norm", "center_rewards_coefficient")
+        settings = {name: getattr(options, name) for name in names}
+        key = tuple(settings.values())
         if key not in self._programs:
-            self._programs[key] = train_reward.make_program(self._start.model, options, self._mesh)
+            self._programs[key] = train_step.make_program(self._start.model, self._mesh, **settings)
         return self._programs[key]
 
     def close(self) -> None:

@@ -1,7 +1,4 @@
-"""Trains reward models on weighted preference pairs, those of many groups at once in one compiled program.
-
-G groups, B pairs a step of which each device of the data axis computes b.
-"""
+"""Trains reward models on weighted preference pairs: several groups' from the global one, or the global one itself."""
 
 import dataclasses
 import functools
@@ -12,15 +9,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from scpo_jax import losses, optimizer, score, sharding
+from scpo_jax import optimizer, score, sharding, train_step
 from scpo_jax.checkpoint import TrainingState
 from scpo_jax.data import batches, order
-from scpo_jax.data.batches import PairBatch, Pairs
-from scpo_jax.models import module
-from scpo_jax.models.module import RewardModel, TextBatch
+from scpo_jax.data.batches import Pairs
 from scpo_jax.score import ScoreFunction
 
 
@@ -81,99 +74,6 @@ def order_of(pairs: Pairs, options: Options) -> np.ndarray:
     return order.shuffled(lengths, options.batch_size, options.seed, options.max_steps)
 
 
-class Program(NamedTuple):
-    """A compiled training step of G groups, and where its arrays live."""
-
-    mesh: Mesh
-    width: int  # of the model
-    step: Callable  # (params, opt_state, batch, count, rates, seeds, k) -> (params, opt_state, metrics)
-    init: Callable  # params -> opt_state
-    specs: dict  # of the parameters
-    state_specs: tuple  # of opt_state
-
-
-def make_program(model: RewardModel, options: Options, mesh: Mesh) -> Program:
-    """The program of trainings with the same batch size, decay, clipping, centring and compute type.
-
-    Parameters and optimizer state are `[G, ...]`, shared out by `sharding.RULES`; each device computes its groups'
-    losses on its share of the pairs. A group with rate -1 has ended and does not change.
-    """
-    transform = optimizer.adamw(options.weight_decay)
-    one = module.abstract_params(model)
-    stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((mesh.shape["group"], *leaf.shape), leaf.dtype), one)
-    specs = sharding.specs(stacked, mesh)
-    state_specs = sharding.specs(jax.eval_shape(jax.vmap(transform.init), stacked), mesh)
-    shared = jax.tree.map(lambda spec: "data" in spec, specs)
-
-    def loss_of(params, batch: PairBatch, count, key):
-        rewards = model.score(params, batch.texts, key=key, dtype=options.dtype, gather=sharding.gather)
-        chosen, rejected = jnp.split(rewards, 2)
-        loss = losses.weighted_bradley_terry(
-            chosen, rejected, batch.weights, margin=batch.margins, mask=batch.mask, count=count,
-            center_rewards_coefficient=options.center_rewards_coefficient,
-        )  # fmt: skip
-        return loss, {
-            "accuracy": losses.masked_mean((chosen > rejected).astype(jnp.float32), batch.mask, count),
-            "rewards/chosen": losses.masked_mean(chosen, batch.mask, count),
-            "rewards/rejected": losses.masked_mean(rejected, batch.mask, count),
-        }
-
-    def step_of_group(params, opt_state, batch: PairBatch, count, rate, seed, k):
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), k), jax.lax.axis_index("data"))
-        (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(params, batch, count, key)
-        metrics = jax.lax.psum({"loss": loss, **metrics}, "data")
-        # the gradient of a parameter that was gathered is scattered and summed already
-        gradients = jax.tree.map(lambda g, done: g if done else jax.lax.psum(g, "data"), gradients, shared)
-        if not options.center_rewards_coefficient:
-            gradients = optimizer.freeze_score_bias(gradients)
-        norm = sharding.global_norm(gradients, shared)
-        clipped = optimizer.clip(gradients, norm, options.max_grad_norm)
-        updates, new_state = transform.update(clipped, opt_state, params)
-        new = optimizer.descend(params, updates, rate), new_state
-        keep = functools.partial(jnp.where, rate >= 0)
-        params, opt_state = jax.tree.map(keep, new, (params, opt_state))
-        return params, opt_state, {**metrics, "grad_norm": norm}
-
-    def step_of_device(params, opt_state, batch, count, rates, seeds, k):
-        batch = jax.tree.map(lambda leaf: leaf[:, 0], batch)
-        return jax.vmap(step_of_group, in_axes=(0, 0, 0, 0, 0, 0, None))(
-            params, opt_state, batch, count, rates, seeds, k
-        )
-
-    groups, state = P("group"), (specs, state_specs)
-    given = (*state, P("group", "data"), groups, groups, groups, P())
-    step = jax.shard_map(step_of_device, mesh=mesh, in_specs=given, out_specs=(*state, groups), check_vma=False)
-    # said once more for jit: else it would simplify the places of results, and compile the second step anew for them
-    places = jax.tree.map(functools.partial(NamedSharding, mesh), (*state, groups))
-    compiled = jax.jit(step, donate_argnums=(0, 1), out_shardings=places)
-    init = jax.jit(jax.vmap(transform.init), out_shardings=places[1])
-    return Program(mesh, model.width, compiled, init, specs, state_specs)
-
-
-def step_arguments(program: Program, model: RewardModel, groups: int, pairs: int, shape: tuple[int, int]) -> tuple:
-    """The arguments of `program.step` as shapes on its mesh, to compile it without any data.
-
-    `groups` is a multiple of the group axis, `pairs` is b, of a share, and `shape` (R, T) that of its packed texts.
-    """
-    mesh = program.mesh
-
-    def array(spec, dtype, *shape):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
-
-    def stacked(tree, specs):
-        return jax.tree.map(lambda leaf, spec: array(spec, leaf.dtype, groups, *leaf.shape), tree, specs)
-
-    def shares(dtype, *shape):
-        return array(P("group", "data"), dtype, groups, mesh.shape["data"], *shape)
-
-    one = module.abstract_params(model)
-    state = stacked(jax.eval_shape(optimizer.adamw(0.0).init, one), program.state_specs)
-    texts = TextBatch(*[shares(jnp.int32, *shape)] * 4, *[shares(jnp.int32, 2 * pairs)] * 2)
-    batch = PairBatch(texts, *(shares(dtype, pairs) for dtype in (jnp.float32, jnp.float32, jnp.bool)))
-    numbers = (array(P("group"), dtype, groups) for dtype in (jnp.int32, jnp.float32, jnp.uint32))
-    return stacked(one, program.specs), state, batch, *numbers, array(P(), jnp.int32)
-
-
 class Validation(NamedTuple):
     """Held-out pairs and the compiled score function to judge a step by."""
 
@@ -207,7 +107,7 @@ class Trained(NamedTuple):
 
 
 def train(
-    program: Program,
+    program: train_step.Program,
     params: dict,
     trainings: Sequence[Training],
     *,
@@ -259,7 +159,7 @@ def train(
     return [best.get(g, trained) for g, trained in enumerate(last)]
 
 
-def start(program: Program, params: dict, groups: int, judges: Sequence[Validation | None]) -> dict:
+def start(program: train_step.Program, params: dict, groups: int, judges: Sequence[Validation | None]) -> dict:
     """The state of trainings before their first step."""
     stacked = jax.tree.map(lambda leaf: np.broadcast_to(np.asarray(leaf), (groups, *leaf.shape)), params)
     stacked = sharding.place(stacked, program.mesh, program.specs)
@@ -269,7 +169,7 @@ def start(program: Program, params: dict, groups: int, judges: Sequence[Validati
     return live | {"best_step": np.zeros(groups, np.int32), "best_correct": correct}
 
 
-def bytes_held(program: Program, params: dict, trainings: Sequence[Training]) -> int:
+def bytes_held(program: train_step.Program, params: dict, trainings: Sequence[Training]) -> int:
     """Bytes on each device that grow with the groups and not with the batch; activations come on top."""
     groups = -(-len(trainings) // program.mesh.shape["group"])
     copies = 4 + any(training.held_out for training in trainings)  # itself, gradient, AdamW's two moments; the best

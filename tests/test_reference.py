@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from scpo_jax import main, score, scpo, sharding, train_reward
+from scpo_jax import main, score, scpo, sharding, train_reward, train_step
 from scpo_jax.data import batches, encoding, preferences
 from scpo_jax.data.encoding import Text
 from scpo_jax.models import hf
@@ -70,8 +70,10 @@ def program(loaded):
     return make_program(loaded[0], options())
 
 
-def make_program(model, options):
-    return train_reward.make_program(model, options, sharding.make_mesh(1, 1, 1, jax.devices()[:1]))
+def make_program(model, options, mesh=None):
+    names = ("dtype", "weight_decay", "max_grad_norm", "center_rewards_coefficient")
+    settings = {name: getattr(options, name) for name in names}
+    return train_step.make_program(model, mesh or sharding.make_mesh(1, 1, 1, jax.devices()[:1]), **settings)
 
 
 def options(**changes) -> train_reward.Options:

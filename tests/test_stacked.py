@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from scpo_jax import score, sharding, train_reward
 from scpo_jax.models import module
+from tests.test_reference import make_program
 from tests.test_train_reward import CONFIG, OPTIONS, distance, some_pairs
 
 SIZES = (40, 3, 17, 64, 9, 28, 5)
@@ -39,7 +40,7 @@ def train(trainings, shape=(1, 1, 1)):
     params = module.init(model, jax.random.key(3))
     function = score.score_function(model, "float32")
     mesh = sharding.make_mesh(*shape, jax.devices()[: np.prod(shape)])
-    program = train_reward.make_program(model, trainings[0].options, mesh)
+    program = make_program(model, trainings[0].options, mesh)
     losses = [[] for _ in trainings]
 
     def log(g, step, metrics):

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scpo_jax import score, sharding, train_reward
+from scpo_jax import score, train_reward, train_step
 from scpo_jax.data import batches
 from scpo_jax.data.encoding import Text
 from scpo_jax.models import module
 from scpo_jax.train_reward import Training
-from tests.test_reference import options
+from tests.test_reference import make_program, options
 
 CONFIG = {
     "model_type": "bert", "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -32,11 +32,7 @@ def params(model):
 
 @pytest.fixture(scope="module")
 def program(model):
-    return make_program(model)
-
-
-def make_program(model, options=OPTIONS):
-    return train_reward.make_program(model, options, sharding.make_mesh(1, 1, 1, jax.devices()[:1]))
+    return make_program(model, OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +82,11 @@ def test_it_learns_and_leaves_the_initial_parameters_alone(program, params):
 
 
 def test_nothing_is_compiled_twice(model, params):
-    program, shapes = make_program(model), set()
+    program, shapes = make_program(model, OPTIONS), set()
 
     def step(*arguments):
         batch, rows = arguments[2], arguments[2].texts.input_ids.shape[2:]
-        wanted = train_reward.step_arguments(program, model, 1, batch.weights.shape[2], rows)
+        wanted = train_step.step_arguments(program, model, 1, batch.weights.shape[2], rows)
         as_given = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arguments[:3])]
         assert as_given == [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(wanted[:3])]
         shapes.add(rows)
@@ -152,7 +148,7 @@ def test_dropout_differs_by_step_and_repeats_by_seed(program, params):
 def test_the_score_bias_moves_only_with_centring(params, model):
     pairs = some_pairs(8)
     centred = train_reward.dataclasses.replace(OPTIONS, center_rewards_coefficient=0.1)
-    without, _ = run(make_program(model), params, pairs)
+    without, _ = run(make_program(model, OPTIONS), params, pairs)
     with_it, _ = run(make_program(model, centred), params, pairs, centred)
     assert float(without.params["score"]["bias"][0]) == float(params["score"]["bias"][0])
     assert abs(float(with_it.params["score"]["bias"][0] - params["score"]["bias"][0])) > 1e-4

@@ -35,7 +35,7 @@ from collections import Counter
 import jax
 import jax.numpy as jnp
 
-from scpo_jax import hlo, sharding, train_reward
+from scpo_jax import hlo, sharding, train_step
 from scpo_jax.models import disentangled, disentangled_kernel, module, relative
 from tests import tpu_helpers
 
@@ -94,13 +94,11 @@ def form_in_use(form: str):
 def compiled_step(form: str, device, rows: int):
     """The training step compiled for the device, in the form or without relative terms ("none")."""
     model = module.build(CONFIG | {"relative_attention": form != "none"})
-    options = train_reward.Options(
-        max_steps=1, learning_rate=1e-6, batch_size=PAIRS, warmup_steps=0, schedule="linear", weight_decay=0.0,
-        max_grad_norm=1.0, center_rewards_coefficient=0.0, eval_every=0, batch_order="shuffled", seed=0,
-        dtype="bfloat16",
+    program = train_step.make_program(
+        model, sharding.make_mesh(1, 1, 1, [device]),
+        dtype="bfloat16", weight_decay=0.0, max_grad_norm=1.0, center_rewards_coefficient=0.0,
     )  # fmt: skip
-    program = train_reward.make_program(model, options, sharding.make_mesh(1, 1, 1, [device]))
-    arguments = train_reward.step_arguments(program, model, 1, PAIRS, (rows, LENGTH))
+    arguments = train_step.step_arguments(program, model, 1, PAIRS, (rows, LENGTH))
     with form_in_use(form):
         return program.step.lower(*arguments).compile()
 

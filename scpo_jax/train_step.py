@@ -1,0 +1,124 @@
+"""The compiled training step: G groups' reward models at once, on a mesh of devices.
+
+Dimensions: G groups, N shares of a step's pairs (one for each device of the data axis), b pairs in a share.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from scpo_jax import losses, optimizer, sharding
+from scpo_jax.data.batches import PairBatch
+from scpo_jax.models import module
+from scpo_jax.models.module import RewardModel, TextBatch
+
+
+class Program(NamedTuple):
+    """A compiled training step of G groups, and where its arrays live."""
+
+    mesh: Mesh
+    width: int  # of the model
+    step: Callable  # (params, opt_state, batch, count, rates, seeds, k) -> (params, opt_state, metrics)
+    init: Callable  # params -> opt_state
+    specs: dict  # of the parameters
+    state_specs: tuple  # of opt_state
+
+
+def make_program(
+    model: RewardModel,
+    mesh: Mesh,
+    *,
+    dtype: str,
+    weight_decay: float,
+    max_grad_norm: float,
+    center_rewards_coefficient: float,
+) -> Program:
+    """The training step of G groups' RMs; rates, seeds and lengths are arguments of the step.
+
+    Parameters and optimizer state are `[G, ...]`, shared out by `sharding.RULES`; each device computes its groups'
+    losses on its share of the pairs. A group with rate -1 has ended and does not change.
+
+    Args:
+      dtype: of the model's products, "float32" or "bfloat16".
+      weight_decay, max_grad_norm: of AdamW; see `optimizer`.
+      center_rewards_coefficient: of the loss; unless above 0 the score head's bias has no gradient and stays.
+    """
+    transform = optimizer.adamw(weight_decay)
+    one = module.abstract_params(model)
+    stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((mesh.shape["group"], *leaf.shape), leaf.dtype), one)
+    specs = sharding.specs(stacked, mesh)
+    state_specs = sharding.specs(jax.eval_shape(jax.vmap(transform.init), stacked), mesh)
+    shared = jax.tree.map(lambda spec: "data" in spec, specs)
+
+    def loss_of(params, batch: PairBatch, count, key):
+        rewards = model.score(params, batch.texts, key=key, dtype=dtype, gather=sharding.gather)
+        chosen, rejected = jnp.split(rewards, 2)
+        loss = losses.weighted_bradley_terry(
+            chosen, rejected, batch.weights, margin=batch.margins, mask=batch.mask, count=count,
+            center_rewards_coefficient=center_rewards_coefficient,
+        )  # fmt: skip
+        return loss, {
+            "accuracy": losses.masked_mean((chosen > rejected).astype(jnp.float32), batch.mask, count),
+            "rewards/chosen": losses.masked_mean(chosen, batch.mask, count),
+            "rewards/rejected": losses.masked_mean(rejected, batch.mask, count),
+        }
+
+    def step_of_group(params, opt_state, batch: PairBatch, count, rate, seed, k):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), k), jax.lax.axis_index("data"))
+        (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(params, batch, count, key)
+        metrics = jax.lax.psum({"loss": loss, **metrics}, "data")
+        # the gradient of a parameter that was gathered is scattered and summed already
+        gradients = jax.tree.map(lambda g, done: g if done else jax.lax.psum(g, "data"), gradients, shared)
+        if not center_rewards_coefficient:
+            gradients = optimizer.freeze_score_bias(gradients)
+        norm = sharding.global_norm(gradients, shared)
+        clipped = optimizer.clip(gradients, norm, max_grad_norm)
+        updates, new_state = transform.update(clipped, opt_state, params)
+        new = optimizer.descend(params, updates, rate), new_state
+        keep = functools.partial(jnp.where, rate >= 0)
+        params, opt_state = jax.tree.map(keep, new, (params, opt_state))
+        return params, opt_state, {**metrics, "grad_norm": norm}
+
+    def step_of_device(params, opt_state, batch, count, rates, seeds, k):
+        batch = jax.tree.map(lambda leaf: leaf[:, 0], batch)
+        return jax.vmap(step_of_group, in_axes=(0, 0, 0, 0, 0, 0, None))(
+            params, opt_state, batch, count, rates, seeds, k
+        )
+
+    groups, state = P("group"), (specs, state_specs)
+    given = (*state, P("group", "data"), groups, groups, groups, P())
+    step = jax.shard_map(step_of_device, mesh=mesh, in_specs=given, out_specs=(*state, groups), check_vma=False)
+    # said once more for jit: else it would simplify the places of results, and compile the second step anew for them
+    places = jax.tree.map(functools.partial(NamedSharding, mesh), (*state, groups))
+    compiled = jax.jit(step, donate_argnums=(0, 1), out_shardings=places)
+    init = jax.jit(jax.vmap(transform.init), out_shardings=places[1])
+    return Program(mesh, model.width, compiled, init, specs, state_specs)
+
+
+def step_arguments(program: Program, model: RewardModel, groups: int, pairs: int, shape: tuple[int, int]) -> tuple:
+    """The arguments of `program.step` as shapes on its mesh, to compile it without any data.
+
+    `groups` is a multiple of the group axis, `pairs` is b, of a share, and `shape` (R, T) that of its packed texts.
+    """
+    mesh = program.mesh
+
+    def array(spec, dtype, *shape):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+    def stacked(tree, specs):
+        return jax.tree.map(lambda leaf, spec: array(spec, leaf.dtype, groups, *leaf.shape), tree, specs)
+
+    def shares(dtype, *shape):
+        return array(P("group", "data"), dtype, groups, mesh.shape["data"], *shape)
+
+    one = module.abstract_params(model)
+    state = stacked(jax.eval_shape(optimizer.adamw(0.0).init, one), program.state_specs)
+    texts = TextBatch(*[shares(jnp.int32, *shape)] * 4, *[shares(jnp.int32, 2 * pairs)] * 2)
+    batch = PairBatch(texts, *(shares(dtype, pairs) for dtype in (jnp.float32, jnp.float32, jnp.bool)))
+    numbers = (array(P("group"), dtype, groups) for dtype in (jnp.int32, jnp.float32, jnp.uint32))
+    return stacked(one, program.specs), state, batch, *numbers, array(P(), jnp.int32)
