@@ -4,7 +4,7 @@
 
 Data set and model come from the Hugging Face hub; --config.data.path=FILE.csv and --config.model.name_or_path=FOLDER
 take local copies. The global RM is trained on the pooled pairs of all countries. Expected on a partial copy of them:
-74.6 % for the global RM, 76.6 % for scpo, 76.4 % for full (table in README.md); an hour on two busy cores.
+72.0 % for the global RM, 73.2 % for scpo, 72.2 % for full (table in README.md); 37 minutes on two cores.
 """
 
 from scpo_jax.configs import base

@@ -6,7 +6,8 @@ The model is published as `pytorch_model.bin` only: reading it, once, needs the 
     scpo run --config=configs/prism_deberta.py --workdir=runs/prism_deberta
 
 Data set and model come from the Hugging Face hub (about 750 MB). Expected: on PRISM honest systems reach 55 to 68 %
-pairwise accuracy; the paper's authors publish 60.40 % -> 66.19 % for Canada. Seven trainings of 1024 steps of 8 pairs.
+pairwise accuracy; the paper's authors publish 60.40 % -> 66.19 % for Canada. Seven trainings of 1024 steps of 8 pairs,
+at once: 19 GiB of parameters, gradients and optimizer; on a smaller device --config.train.groups_per_program=2 or less.
 This run has not been made with this code yet: no hub and no accelerator where it was written. Look at
 `scpo run --plan` for an estimate of the time on your machine.
 """
