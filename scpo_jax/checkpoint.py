@@ -6,6 +6,7 @@ import tempfile
 from typing import NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -56,7 +57,7 @@ def load(folder: epath.PathLike) -> Loaded:
     """Reads a checkpoint that `save` wrote. Raises InputError."""
     description = _describe(folder)
     model = module.build(description["config"])
-    args = ocp.args.StandardRestore(_on_one_device(module.abstract_params(model)))
+    args = ocp.args.StandardRestore(jax.tree.map(_abstract, module.abstract_params(model)))
     params = _restore(folder, "params", args)
     return Loaded(model, params, _unpack_tokenizer(description["tokenizer"]), description["card"])
 
@@ -82,14 +83,11 @@ def _restore(folder: epath.PathLike, item: str, args):
         raise InputError(f"{folder} is a damaged checkpoint ({one_line(error):.200}): train it again") from error
 
 
-def _on_one_device(tree):
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
-
-
 def _abstract(leaf):
-    """What an array is and where it lives; an array of the host is restored as one."""
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding) if isinstance(leaf, jax.Array) else leaf
+    """What an array is and where it is restored to: where it lives, or else to a device of this process."""
+    one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    sharding = leaf.sharding if isinstance(leaf, jax.Array) else one
+    return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
 
 
 def _pack_tokenizer(tokenizer) -> dict[str, str]:

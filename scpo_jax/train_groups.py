@@ -95,6 +95,8 @@ class Trainer:
             return
         folder = self._state_folder(jobs)
         for job, trained in zip(jobs, self._train(jobs, folder), strict=True):
+            if job.finished:
+                continue
             pairs = job.training.pairs
             sample = [*pairs.chosen, *pairs.rejected][:: max(2 * len(pairs.weights) // STANDARDISED_ON, 1)]
             scores = score.score_texts(self._score, trained.params, sample)
