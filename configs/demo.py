@@ -2,8 +2,8 @@
 
     scpo run --config=configs/demo.py --workdir=runs/demo
 
-Expected: scpo gains 6.9 points of accuracy on the global RM (95 % interval 5.5 to 8.2), a random subset of the same
-size 6.7; about two minutes on two quiet cores, three on busy ones. README.md has the table, for three seeds and a world
+Expected: scpo gains 6.4 points of accuracy on the global RM (95 % interval 5.0 to 7.6), a random subset of the same
+size 5.9; about three minutes on two cores. README.md has the table, for three seeds and a world
 without cultures.
 """
 
