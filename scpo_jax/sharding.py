@@ -27,7 +27,6 @@ RULES = (
     (r"pooler/kernel$", P("group", "data")),  # [G, D, D]
     (r"", P("group")),
 )
-REPLICATED = ((r"", P("group")),)
 
 
 def make_mesh(group: int, data: int, model: int, devices: list | None = None) -> Mesh:
@@ -59,7 +58,7 @@ def specs(tree, mesh: Mesh, rules=RULES):
 
 
 def place(tree, mesh: Mesh, specs):
-    """Arrays or their specs -> arrays on the mesh; every process holds the same `tree`."""
+    """A tree of host arrays as arrays on the mesh, by their PartitionSpecs; every process holds the same `tree`."""
 
     def put(leaf, spec):
         leaf = np.asarray(leaf)
