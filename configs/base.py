@@ -44,6 +44,7 @@ def get_config() -> ConfigDict:
     config.mesh.data = -1  # share the pairs of a batch
     config.mesh.model = 1  # share the matrices of a layer
     config.mesh.group = 1  # share the groups
+    config.mesh.shard_parameters = True  # over data too (FSDP); False needs more memory and communicates less
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 200  # save the training state every so many steps; 0 never
@@ -119,6 +120,7 @@ def train() -> ConfigDict:
     config.weight_decay = 0.0  # of AdamW, on all parameters
     config.max_grad_norm = 1.0  # clip the global gradient norm; 0 does not
     config.center_rewards_coefficient = 0.0  # c of c * mean((R+ + R-)^2)
+    config.remat = False  # compute layers again in the backward pass: less memory, about a third more time
     config.groups_per_program = 8  # groups trained at once; memory grows with them; -1 takes all
     config.eval_every = 0  # validate every so many steps, keep the best (one-standard-error rule); 0 keeps the last
     config.validation_size = 0.15  # share of a group's training users held out for it, if eval_every > 0

@@ -169,7 +169,6 @@ def check_not_yet(config: ConfigDict) -> None:
         "scpo.calibrate": config.scpo.calibrate,
         "controls": bool(config.controls),
         "policy.steps": config.policy.steps > 0,
-        "mesh.model": config.mesh.model != 1,
     }
     for key, asked in later.items():
         if asked:

@@ -20,9 +20,12 @@ from scpo_jax.models.layers import GATHERED
 AXES = ("group", "data", "model")
 
 # Which dimensions of which parameters are shared out, the first regex that is found in the name decides. A dimension
-# that its axis does not divide stays whole.
+# that its axis does not divide stays whole. Over `model` the heads and the inner width are shared out: the first maps
+# of attention and feed-forward by their outputs, the second ones by their inputs (Megatron-LM, arXiv 1909.08053).
 RULES = (
-    (r"layers/.*kernel$", P("group", None, "data")),  # [G, L, in, out]
+    (r"layers/.*output/kernel$", P("group", None, "model", "data")),  # [G, L, in, out]
+    (r"layers/.*kernel$", P("group", None, "data", "model")),  # [G, L, in, out]
+    (r"layers/.*(query|key|value|input)/bias$", P("group", None, "model")),  # [G, L, out]
     (r"embedding$", P("group", None, "data")),  # [G, V, D]
     (r"pooler/kernel$", P("group", "data")),  # [G, D, D]
     (r"", P("group")),
@@ -45,16 +48,24 @@ def make_mesh(group: int, data: int, model: int, devices: list | None = None) ->
     return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def specs(tree, mesh: Mesh, rules=RULES):
-    """The PartitionSpec of every leaf of a tree of parameters, or of what is built like them (optimizer states)."""
+def specs(tree, mesh: Mesh, axes: tuple[str, ...] = AXES):
+    """The PartitionSpec of every leaf of a tree of parameters, or of what is built like them (optimizer states).
+
+    `axes` are those that the leaves are shared over; over the others every device has them whole.
+    """
 
     def spec(path, leaf) -> P:
         name = "/".join(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
-        axes = next(axes for pattern, axes in rules if re.search(pattern, name))
-        sizes = zip(leaf.shape, axes, strict=False)
-        return P(*(axis if axis and size % mesh.shape[axis] == 0 else None for size, axis in sizes))
+        rule = next(rule for pattern, rule in RULES if re.search(pattern, name))
+        sizes = zip(leaf.shape, rule, strict=False)
+        return P(*(axis if axis in axes and size % mesh.shape[axis] == 0 else None for size, axis in sizes))
 
     return jax.tree.map_with_path(spec, tree)
+
+
+def over(axes: tuple[str, ...], tree):
+    """PartitionSpecs with these axes only."""
+    return jax.tree.map(lambda spec: P(*(axis if axis in axes else None for axis in spec)), tree)
 
 
 def place(tree, mesh: Mesh, specs):

@@ -37,26 +37,32 @@ def make_program(
     weight_decay: float,
     max_grad_norm: float,
     center_rewards_coefficient: float,
+    remat: bool = False,
+    shard_parameters: bool = True,
 ) -> Program:
     """The training step of G groups' RMs; rates, seeds and lengths are arguments of the step.
 
     Parameters and optimizer state are `[G, ...]`, shared out by `sharding.RULES`; each device computes its groups'
-    losses on its share of the pairs. A group with rate -1 has ended and does not change.
+    losses on its share of the pairs. What the axes group and data do is written out here; products shared over the
+    axis model are the compiler's work. A group with rate -1 has ended and does not change.
 
     Args:
       dtype: of the model's products, "float32" or "bfloat16".
       weight_decay, max_grad_norm: of AdamW; see `optimizer`.
       center_rewards_coefficient: of the loss; unless above 0 the score head's bias has no gradient and stays.
+      remat: compute each layer again in the backward pass instead of keeping its inner values.
+      shard_parameters: over data too, gathered layer by layer; else each share of the data has them whole.
     """
     transform = optimizer.adamw(weight_decay)
     one = module.abstract_params(model)
     stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((mesh.shape["group"], *leaf.shape), leaf.dtype), one)
-    specs = sharding.specs(stacked, mesh)
-    state_specs = sharding.specs(jax.eval_shape(jax.vmap(transform.init), stacked), mesh)
+    axes = sharding.AXES if shard_parameters else ("group", "model")
+    specs = sharding.specs(stacked, mesh, axes)
+    state_specs = sharding.specs(jax.eval_shape(jax.vmap(transform.init), stacked), mesh, axes)
     shared = jax.tree.map(lambda spec: "data" in spec, specs)
 
     def loss_of(params, batch: PairBatch, count, key):
-        rewards = model.score(params, batch.texts, key=key, dtype=dtype, gather=sharding.gather)
+        rewards = model.score(params, batch.texts, key=key, dtype=dtype, remat=remat, gather=sharding.gather)
         chosen, rejected = jnp.split(rewards, 2)
         loss = losses.weighted_bradley_terry(
             chosen, rejected, batch.weights, margin=batch.margins, mask=batch.mask, count=count,
@@ -90,11 +96,14 @@ def make_program(
             params, opt_state, batch, count, rates, seeds, k
         )
 
-    groups, state = P("group"), (specs, state_specs)
+    ours = ("group", "data") if mesh.shape["model"] > 1 else sharding.AXES
+    groups, state = P("group"), sharding.over(ours, (specs, state_specs))
     given = (*state, P("group", "data"), groups, groups, groups, P())
-    step = jax.shard_map(step_of_device, mesh=mesh, in_specs=given, out_specs=(*state, groups), check_vma=False)
+    step = jax.shard_map(
+        step_of_device, mesh=mesh, in_specs=given, out_specs=(*state, groups), axis_names=set(ours), check_vma=False
+    )
     # said once more for jit: else it would simplify the places of results, and compile the second step anew for them
-    places = jax.tree.map(functools.partial(NamedSharding, mesh), (*state, groups))
+    places = jax.tree.map(functools.partial(NamedSharding, mesh), (specs, state_specs, groups))
     compiled = jax.jit(step, donate_argnums=(0, 1), out_shardings=places)
     init = jax.jit(jax.vmap(transform.init), out_shardings=places[1])
     return Program(mesh, model.width, compiled, init, specs, state_specs)

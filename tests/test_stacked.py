@@ -98,7 +98,7 @@ class Eight:
     shape = {"group": 8, "data": 8, "model": 8}
 
 
-MESHES = [(1, 8, 1), (2, 4, 1), (8, 1, 1), (4, 2, 1)]
+MESHES = [(1, 8, 1), (2, 4, 1), (8, 1, 1), (4, 2, 1), (2, 2, 2), (1, 2, 4)]
 
 
 @pytest.fixture(scope="module")
