@@ -9,7 +9,7 @@ from etils import epath
 
 from scpo_jax import checkpoint, logs, score, scpo, sharding, stages, train_reward, train_step
 from scpo_jax.checkpoint import Loaded, TrainingState
-from scpo_jax.data import preferences
+from scpo_jax.data import packing, preferences
 from scpo_jax.data.batches import Pairs
 from scpo_jax.errors import InputError
 from scpo_jax.models import hf, module
@@ -77,7 +77,12 @@ class Trainer:
         score.check_length(list(self._texts.values()), start.model)
         self._score = score.score_function(start.model, config.model.dtype)
         self._mesh = sharding.make_mesh(config.mesh.group, config.mesh.data, config.mesh.model)
-        self._programs, self._metrics = {}, logs.MetricsLog(workdir.root)
+        self._programs, self._metrics, self._shapes = {}, logs.MetricsLog(workdir.root), None
+
+    def choose_shapes(self, chunks: list[list[Job]]) -> None:
+        """Settles on the shapes that the steps of all these trainings are packed in, so that few are compiled."""
+        dealt = [train_reward.deal([job.training for job in jobs], self._mesh).lengths for jobs in chunks]
+        self._shapes = packing.choose_shapes(dealt, self._start.model.width)
 
     def pairs(self, rows: list[dict], weights: np.ndarray) -> Pairs:
         """Encoded pairs of rows of the preference table."""
@@ -129,7 +134,7 @@ class Trainer:
 
             trained = train_reward.train(
                 program, self._start.params, trainings,
-                log=log, score_function=self._score, state=state, save_every=saving.every_steps,
+                log=log, score_function=self._score, shapes=self._shapes, state=state, save_every=saving.every_steps,
             )  # fmt: skip
         progress.close()
         if state:
@@ -141,6 +146,7 @@ class Trainer:
         settings = {name: getattr(options, name) for name in names}
         key = tuple(settings.values())
         if key not in self._programs:
+            settings |= {"remat": self._config.train.remat, "shard_parameters": self._config.mesh.shard_parameters}
             self._programs[key] = train_step.make_program(self._start.model, self._mesh, **settings)
         return self._programs[key]
 
@@ -165,14 +171,18 @@ def train(config, workdir: Workdir) -> None:
     trainer = Trainer(config, workdir, stages.load_global(config, workdir), rows)
     remove_other_checkpoints(workdir, {(method, slugs[group]) for method in config.scpo.methods for group in groups})
     at_once = len(groups) if config.train.groups_per_program == -1 else config.train.groups_per_program
+    chunks = []
     for method in config.scpo.methods:
         made = [
             make_job(config, workdir, trainer, method, group, of_group[group], selection, slugs[group])
             for group in groups
         ]
         jobs = [job for job in made if job]
-        for first in range(0, len(jobs), at_once):
-            trainer.produce(jobs[first : first + at_once])
+        chunks += [jobs[first : first + at_once] for first in range(0, len(jobs), at_once)]
+    if chunks:
+        trainer.choose_shapes(chunks)
+    for jobs in chunks:
+        trainer.produce(jobs)
     trainer.close()
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import zlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -9,6 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from scpo_jax import optimizer, score, sharding, train_step
 from scpo_jax.checkpoint import TrainingState
@@ -74,6 +77,17 @@ def order_of(pairs: Pairs, options: Options) -> np.ndarray:
     return order.shuffled(lengths, options.batch_size, options.seed, options.max_steps)
 
 
+def deal(trainings: Sequence[Training], mesh: Mesh) -> batches.Dealt:
+    """The pairs of every step of trainings that run at once, dealt to the groups and shares of a mesh."""
+    orders = [order_of(training.pairs, training.options) for training in trainings]
+    return batches.deal([t.pairs for t in trainings], orders, padded(len(trainings), mesh), mesh.shape["data"])
+
+
+def padded(groups: int, mesh: Mesh) -> int:
+    """G: the groups and the inert ones beside them, so that the group axis divides their number."""
+    return -(-groups // mesh.shape["group"]) * mesh.shape["group"]
+
+
 class Validation(NamedTuple):
     """Held-out pairs and the compiled score function to judge a step by."""
 
@@ -113,6 +127,7 @@ def train(
     *,
     log: Callable[[int, int, dict], None],
     score_function: ScoreFunction,
+    shapes: np.ndarray | None = None,
     state: TrainingState | None = None,
     save_every: int = 0,
 ) -> list[Trained]:
@@ -122,12 +137,12 @@ def train(
       params: initial parameters of one RM; left as they are.
       log: called with (which training, steps finished, metrics as floats), in the order of the steps.
       score_function: compiled, judges held-out pairs before the first step, then every `options.eval_every` steps.
+      shapes: that steps are packed in, as `packing.choose_shapes` chose them; None chooses for these trainings alone.
       state, save_every: where to save the training state, and every how many steps (0: never).
     """
-    groups = -(-len(trainings) // program.mesh.shape["group"]) * program.mesh.shape["group"]
-    pairs, orders = [t.pairs for t in trainings], [order_of(t.pairs, t.options) for t in trainings]
-    plan = batches.plan(pairs, orders, groups, program.mesh.shape["data"], program.width)
-    rates, seeds = rates_of(trainings, groups), np.resize([t.options.seed for t in trainings], groups)
+    groups, pairs = padded(len(trainings), program.mesh), [t.pairs for t in trainings]
+    plan = batches.plan(deal(trainings, program.mesh), program.width, shapes)
+    rates, seeds = rates_of(trainings, groups), np.resize([t.options.seed for t in trainings], groups).astype(np.uint32)
     judges = [Validation(score_function, t.held_out) if t.held_out else None for t in trainings]
     live = start(program, params, groups, judges)
     first, live = state.restore(live) if state else (0, live)
@@ -137,10 +152,12 @@ def train(
     pending = None
     for k in range(first, len(plan.pairs)):
         batch = sharding.shares_of(functools.partial(batches.batch_at, pairs, plan, k), program.mesh, groups)
-        counts = (plan.pairs[k] >= 0).sum((1, 2))
-        live["params"], live["opt_state"], metrics = program.step(
-            live["params"], live["opt_state"], batch, counts, rates[k], seeds, k
-        )
+        numbers = (plan.pairs[k] >= 0).sum((1, 2), dtype=np.int32), rates[k], seeds, np.int32(k)
+        numbers = sharding.place(numbers, program.mesh, (*[P("group")] * 3, P()))
+        with jax.transfer_guard("disallow"):  # all that a step reads is on the devices by now
+            live["params"], live["opt_state"], metrics = program.step(
+                live["params"], live["opt_state"], batch, *numbers
+            )
         if pending:  # one step late, so that the host prepares the next batch while the device computes
             log_step(log, *pending)
         pending = k + 1, metrics, rates[k, : len(trainings)], {}
@@ -171,11 +188,11 @@ def start(program: train_step.Program, params: dict, groups: int, judges: Sequen
 
 def bytes_held(program: train_step.Program, params: dict, trainings: Sequence[Training]) -> int:
     """Bytes on each device that grow with the groups and not with the batch; activations come on top."""
-    groups = -(-len(trainings) // program.mesh.shape["group"])
+    groups = padded(len(trainings), program.mesh) // program.mesh.shape["group"]
     copies = 4 + any(training.held_out for training in trainings)  # itself, gradient, AdamW's two moments; the best
 
     def own(leaf, spec) -> int:
-        return leaf.nbytes // (program.mesh.shape["data"] if "data" in spec else 1)
+        return leaf.nbytes // math.prod(program.mesh.shape[axis] for axis in spec[1:] if axis)
 
     return groups * copies * sum(jax.tree.leaves(jax.tree.map(own, params, program.specs)))
 

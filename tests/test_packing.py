@@ -19,9 +19,13 @@ def texts_of(sizes, seed=0):
     return [Text(rng.integers(1, 40, n).astype(np.int32), rng.integers(0, 2, n).astype(np.int32), 0) for n in sizes]
 
 
+def plan(lengths, width):
+    return packing.assign(lengths, packing.choose_shapes([lengths], width), width)
+
+
 def packed(texts, width=64):
     sizes = np.array([[[len(text.input_ids) for text in texts]]])
-    return packing.pack(texts, packing.plan_shapes(sizes, width)[0])
+    return packing.pack(texts, plan(sizes, width)[0])
 
 
 @given(sizes_of_a_set)
@@ -38,26 +42,36 @@ def test_every_text_stands_whole_at_its_place(sizes):
             assert np.sum(batch.segment_ids[row] == batch.segment_ids[row, column]) == len(text.input_ids)
 
 
-def one_by_one(sizes, row_length):
-    """First-fit decreasing, a set at a time."""
-    room, places = [], {}
-    for s in sorted(range(len(sizes)), key=lambda s: -sizes[s]):
-        row = next((row for row, left in enumerate(room) if left >= sizes[s]), None)
-        if row is None:
-            row = len(room)
-            room.append(row_length)
-        places[s] = row, row_length - room[row]
-        room[row] -= sizes[s]
-    return places
+def one_by_one(sizes, rows):
+    """Largest differencing, a set at a time: the longest row."""
+    parts = [[size] + [0] * (rows - 1) for size in sizes]
+    while len(parts) > 1:
+        parts.sort(key=lambda loads: loads[-1] - loads[0])
+        first, second = parts[:2]
+        parts[:2] = [sorted((a + b for a, b in zip(first, second[::-1], strict=True)), reverse=True)]
+    return parts[0][0]
 
 
-@given(st.lists(st.lists(st.integers(1, 200), min_size=9, max_size=9), min_size=1, max_size=5))
-def test_first_fit_of_many_sets_is_that_of_each(sets):
-    places = packing.first_fit(np.array(sets), 256)
-    for m, sizes in enumerate(sets):
-        for s, (row, column) in one_by_one(sizes, 256).items():
-            assert (places.rows[m, s], places.columns[m, s]) == (row, column)
-        assert places.used[m] == len({row for row, _ in one_by_one(sizes, 256).values()})
+# no two differences are equal at first, so that the order in which solutions are joined is one only
+sets_of_texts = st.lists(st.lists(st.integers(1, 200), min_size=9, max_size=9, unique=True), min_size=1, max_size=5)
+
+
+@given(sets_of_texts, st.integers(1, 5))
+def test_rows_are_balanced_as_one_set_alone_is(sets, rows):
+    lengths = np.array(sets)
+    placed = packing.balance(lengths, rows)
+    loads = np.stack([np.where(placed == row, lengths, 0).sum(1) for row in range(rows)], axis=1)
+    assert np.array_equal(loads.sum(1), lengths.sum(1))
+    for m in range(len(sets)):
+        np.testing.assert_array_equal(placed[m], packing.balance(lengths[m : m + 1], rows)[0])
+        assert loads[m].max() <= -(-lengths[m].sum() // rows) + lengths[m].max()
+
+
+def test_balanced_rows_are_nearly_equal():
+    lengths = lengths_like_prism(400, 0).reshape(50, 16)
+    longest = packing.longest_rows(lengths[:, None], 4)
+    np.testing.assert_array_equal(longest, [one_by_one(own, 4) for own in lengths.tolist()])
+    assert np.mean(longest / (lengths.sum(1) / 4)) < 1.02
 
 
 def lengths_like_prism(n, seed):
@@ -70,28 +84,38 @@ def steps_of(groups, steps=1024, batch=8):
     pairs = [lengths_like_prism(400, seed) for seed in range(groups)]
     orders = [order.shuffled(own.sum(1), batch, seed, steps) for seed, own in enumerate(pairs)]
     lengths = np.stack([own[order].reshape(steps, -1) for own, order in zip(pairs, orders, strict=True)], axis=1)
-    return lengths, packing.plan_shapes(lengths, 768)
+    return lengths, plan(lengths, 768)
 
 
 @pytest.mark.parametrize("groups", [1, 7])
 def test_few_shapes_and_little_padding(groups):
     lengths, shapes = steps_of(groups)
     assert len(np.unique(shapes, axis=0)) <= 6
-    assert lengths.sum() / (shapes.prod(1).sum() * groups) >= 0.85
+    assert lengths.sum() / (shapes.prod(1).sum() * groups) >= 0.88
+
+
+def test_trainings_share_their_shapes():
+    lengths, alone = steps_of(3)
+    parts = [lengths[:400, :2], lengths[400:]]
+    shapes = packing.choose_shapes(parts, 768)
+    assert len(shapes) <= 6
+    planned = np.concatenate([packing.assign(part, shapes, 768) for part in parts])
+    assert {tuple(shape) for shape in planned} <= {tuple(shape) for shape in shapes}
+    assert planned.prod(1).sum() < 1.05 * alone.prod(1).sum()
 
 
 @pytest.mark.parametrize("groups", [1, 7])
 def test_every_step_fits_its_shape(groups):
     lengths, shapes = steps_of(groups, steps=60)
     for own, (rows, row_length) in zip(lengths, shapes, strict=True):
-        assert own.max() <= row_length and packing.first_fit(own, row_length).used.max() <= rows
+        assert packing.longest_rows(own[None], rows)[0] <= row_length
 
 
 def test_a_group_that_has_ended_needs_no_row():
     lengths, shapes = steps_of(2, steps=40)
-    alone = packing.plan_shapes(np.concatenate([lengths[:, :1], 0 * lengths[:, 1:]], axis=1), 768)
-    np.testing.assert_array_equal(alone, packing.plan_shapes(lengths[:, :1], 768))
-    assert packing.plan_shapes(np.zeros((3, 2, 4), int), 768).shape == (3, 2)
+    alone = plan(np.concatenate([lengths[:, :1], 0 * lengths[:, 1:]], axis=1), 768)
+    np.testing.assert_array_equal(alone, plan(lengths[:, :1], 768))
+    assert plan(np.zeros((3, 2, 4), int), 768).shape == (3, 2)
 
 
 @given(st.integers(1, 9), st.integers(1, 12), st.integers(0, 100))

@@ -46,15 +46,21 @@ def lengths_of(pairs: Pairs) -> np.ndarray:
     return np.array([(len(chosen.input_ids), len(rejected.input_ids)) for chosen, rejected in sides])
 
 
-def plan(pairs: Sequence[Pairs], orders: Sequence[np.ndarray], groups: int, shares: int, width: int) -> Plan:
-    """Plans all steps of a training of several groups, their pairs dealt to the shares of the data axis.
+class Dealt(NamedTuple):
+    """The pairs of every step, group and share, before shapes are chosen for them."""
+
+    pairs: np.ndarray  # [K, G, N, b] index of each pair in its group, -1 for none
+    lengths: np.ndarray  # [K, G * N, 2b] tokens of their texts, 0 for none
+
+
+def deal(pairs: Sequence[Pairs], orders: Sequence[np.ndarray], groups: int, shares: int) -> Dealt:
+    """All steps of a training of several groups, their pairs dealt to the shares of the data axis.
 
     Args:
       pairs: of each group to train.
       orders: indices `[K, B]` of each group's pairs, step by step, -1 for none; K may differ.
       groups: G, at least as many; those beyond are inert.
       shares: N.
-      width: of the model, for the cost of a shape (`packing.plan_shapes`).
     """
     steps = max(len(own) for own in orders)
     size = -(-orders[0].shape[1] // shares)
@@ -65,7 +71,13 @@ def plan(pairs: Sequence[Pairs], orders: Sequence[np.ndarray], groups: int, shar
         dealt = packing.deal(order, tokens.sum(1), shares)
         indices[: len(order), g] = dealt
         lengths[: len(order), g] = np.where(dealt[..., None] >= 0, tokens[dealt], 0).reshape(len(order), shares, -1)
-    return Plan(indices, packing.plan_shapes(lengths.reshape(steps, groups * shares, -1), width))
+    return Dealt(indices, lengths.reshape(steps, groups * shares, -1))
+
+
+def plan(dealt: Dealt, width: int, shapes: np.ndarray | None = None) -> Plan:
+    """The plan of a training of a model of `width`, in the shapes that were chosen for it and others, or in its own."""
+    shapes = packing.choose_shapes([dealt.lengths], width) if shapes is None else shapes
+    return Plan(dealt.pairs, packing.assign(dealt.lengths, shapes, width))
 
 
 def batch_at(pairs: Sequence[Pairs], plan: Plan, step: int, group: int, share: int) -> PairBatch:

@@ -15,56 +15,72 @@ from scpo_jax.data.encoding import Text
 from scpo_jax.models.module import TextBatch
 
 MOST_SHAPES = 6  # programs compiled for one training at most
-COMPILATION = 16  # a further program has to save the work of so many steps
+COMPILATION = 4  # a further program has to save the work of so many steps
 
 
-class Places(NamedTuple):
-    """Where texts stand in rows: `rows` and `columns` (of the first token) are `[M, S]`, `used` `[M]` counts rows."""
+def balance(lengths: np.ndarray, rows: int) -> np.ndarray:
+    """The row of each text, `[M, S]`, so that the longest row of a set is short; texts of M sets have `lengths [M, S]`.
 
-    rows: np.ndarray
-    columns: np.ndarray
-    used: np.ndarray
-
-
-def first_fit(lengths: np.ndarray, row_length: int) -> Places:
-    """Places of M sets of S texts of `lengths [M, S]`: the longest first, each in the first row with room.
-
-    Length 0 stands for no text. All sets at once: a training has tens of thousands.
+    The largest differencing method (Karmarkar and Karp 1982): begin with a solution for each text alone, then join the
+    two most uneven ones, the longest rows of one with the shortest of the other. All sets at once: a training has tens
+    of thousands.
     """
     sets, texts = lengths.shape
-    every, room = np.arange(sets), np.full((sets, texts), row_length)
-    rows, columns = np.zeros((2, sets, texts), np.int32)
-    for text in np.argsort(-lengths, axis=1, kind="stable").T:
-        size = lengths[every, text]
-        row = np.argmax(room >= size[:, None], axis=1)
-        rows[every, text], columns[every, text] = row, row_length - room[every, row]
-        room[every, row] -= size
-    return Places(rows, columns, (room < row_length).sum(1))
+    every = np.arange(sets)
+    loads = np.zeros((sets, texts, rows), lengths.dtype)  # rows of every solution, the longest first
+    loads[:, :, 0] = lengths
+    spread, solution = lengths.copy(), np.tile(np.arange(texts), (sets, 1))
+    row = np.zeros((sets, texts), np.int32)
+    for _ in range(texts - 1):
+        first = spread.argmax(1)
+        spread[every, first] = -1
+        second = spread.argmax(1)
+        joined = loads[every, first] + loads[every, second, ::-1]
+        ranked = np.argsort(-joined, axis=1, kind="stable")
+        row = np.where(solution == second[:, None], rows - 1 - row, row)
+        solution = np.where(solution == second[:, None], first[:, None], solution)
+        row = np.where(solution == first[:, None], np.take_along_axis(np.argsort(ranked, axis=1), row, 1), row)
+        loads[every, first] = np.take_along_axis(joined, ranked, 1)
+        spread[every, first] = loads[every, first, 0] - loads[every, first, -1]
+        spread[every, second] = -1
+    return row
 
 
-def plan_shapes(lengths: np.ndarray, width: int) -> np.ndarray:
-    """The shape (R, T) of each step's rows, `[K, 2]`, at most `MOST_SHAPES` different ones.
+def longest_rows(lengths: np.ndarray, rows: int) -> np.ndarray:
+    """Tokens of the longest row of each step, `[K]`, its sets of texts of `lengths [K, M, S]` balanced over rows."""
+    sets = lengths.reshape(-1, lengths.shape[-1])
+    placed = balance(sets, rows)
+    loads = np.stack([np.where(placed == row, sets, 0).sum(1) for row in range(rows)])
+    return loads.max(0).reshape(len(lengths), -1).max(1)
 
-    Every set of a step has the same shape. Shapes are chosen greedily by the work of all steps: a row of T tokens of
-    a transformer of `width` D costs T (1 + T / 6D), attention having T / 6D of the products of the linear maps.
+
+def work(rows, row_length, width: int):
+    """What rows of T tokens cost a transformer of `width` D: T (1 + T / 6D) each.
+
+    Attention takes T / 6D of the products of the linear maps.
+    """
+    return rows * row_length * (1 + row_length / (6 * width))
+
+
+def choose_shapes(trainings: Sequence[np.ndarray], width: int) -> np.ndarray:
+    """The shapes (R, T) to compile for trainings, `[n, 2]`, n at most `MOST_SHAPES`: greedily by the work of all steps.
 
     Args:
-      lengths: tokens of the texts of each step and set, `[K, M, S]`; 0 is no text.
+      trainings: of each the tokens of the texts of each step and set, `[K, M, S]`; 0 is no text. K and M may differ.
+      width: of the model, see `work`.
     """
-    steps, sets, texts = lengths.shape
-    longest = lengths.max((1, 2), initial=1)
-    candidates = row_lengths(int(longest.min()), int(longest.max()))
-    needed = np.full((steps, len(candidates)), np.iinfo(np.int32).max)  # rows of each length
-    for c, row_length in enumerate(candidates):
-        fits = longest <= row_length
-        used = first_fit(lengths[fits].reshape(-1, texts), row_length).used
-        needed[fits, c] = np.maximum(used.reshape(-1, sets).max(1, initial=1), 1)
-    shapes = [(c, rows) for c in range(len(candidates)) for rows in np.unique(needed[longest <= candidates[c], c])]
-    size = np.array([(rows, candidates[c]) for c, rows in shapes])
-    work = size[:, 0] * size[:, 1] * (1 + size[:, 1] / (6 * width))
-    fits = np.stack([needed[:, c] <= rows for c, rows in shapes], axis=1)
-    cost = np.where(fits, work, np.inf)  # of each step in each shape
-    chosen, best = [], np.full(steps, np.inf)
+    longest, total = (
+        np.concatenate([reduce(lengths).reshape(len(lengths), -1).max(1) for lengths in trainings])
+        for reduce in (lambda lengths: lengths, lambda lengths: lengths.sum(-1))
+    )
+    needed = {
+        rows: round_up(np.concatenate([longest_rows(lengths, rows) for lengths in trainings]))
+        for rows in rows_worth_trying(longest, total, width)
+    }
+    shapes = np.array([(rows, length) for rows, lengths in needed.items() for length in np.unique(lengths)])
+    fits = np.stack([needed[rows] <= length for rows, length in shapes], axis=1)
+    cost = np.where(fits, work(*shapes.T, width), np.inf)  # of each step in each shape
+    chosen, best = [], np.full(len(cost), np.inf)
     while len(chosen) < MOST_SHAPES:
         totals = np.minimum(cost, best[:, None]).sum(0)
         shape = int(np.argmin(totals))
@@ -72,19 +88,38 @@ def plan_shapes(lengths: np.ndarray, width: int) -> np.ndarray:
             break
         chosen.append(shape)
         best = np.minimum(best, cost[:, shape])
-    return size[np.array(chosen)[np.argmin(cost[:, chosen], axis=1)]]
+    return shapes[chosen]
 
 
-def row_lengths(shortest: int, longest: int) -> list[int]:
-    """Row lengths worth trying for steps whose longest texts have from `shortest` to `longest` tokens."""
-    steps = [16, 24, 32, 48, *range(64, 3 * max(longest, 64) // 2 + 64, 64)]
-    return [length for length in steps if length >= shortest]
+def rows_worth_trying(longest: np.ndarray, total: np.ndarray, width: int) -> list[int]:
+    """Numbers of rows that could be the cheapest for steps of these longest texts and longest sets, both `[K]`."""
+    most = -(-total // np.maximum(longest, 1)).max()
+    least = [work(rows, np.maximum(longest, total / rows), width).sum() for rows in range(1, max(most, 1) + 1)]
+    return [rows for rows, bound in enumerate(least, start=1) if bound <= 1.1 * min(least)]
+
+
+def round_up(lengths: np.ndarray) -> np.ndarray:
+    """Row lengths that are compiled: multiples of 16."""
+    return np.maximum(-(-lengths // 16) * 16, 16)
+
+
+def assign(lengths: np.ndarray, shapes: np.ndarray, width: int) -> np.ndarray:
+    """The cheapest of `shapes [n, 2]` that holds the sets of each step, `[K, 2]`; `lengths` is `[K, M, S]`."""
+    longest = {rows: longest_rows(lengths, rows) for rows in np.unique(shapes[:, 0])}
+    fits = np.stack([longest[rows] <= length for rows, length in shapes], axis=1)
+    assert fits.any(1).all(), "a step that the shapes were not chosen for"
+    return shapes[np.argmin(np.where(fits, work(*shapes.T, width), np.inf), axis=1)]
 
 
 def pack(texts: Sequence[Text], shape: tuple[int, int]) -> TextBatch:
-    """All texts in R rows of T tokens, as `first_fit` places them."""
-    places = first_fit(np.array([[len(text.input_ids) for text in texts]]), shape[1])
-    return lay_out(texts, places.rows[0], places.columns[0], shape)
+    """All texts in R rows of T tokens, as `balance` places them."""
+    lengths = np.array([len(text.input_ids) for text in texts])
+    rows, columns, used = balance(lengths[None], shape[0])[0], np.zeros(len(texts), np.int32), np.zeros(shape[0], int)
+    for text, row in enumerate(rows):
+        if lengths[text]:
+            columns[text] = used[row]
+            used[row] += lengths[text]
+    return lay_out(texts, rows, columns, shape)
 
 
 def lay_out(texts: Sequence[Text], rows, columns, shape: tuple[int, int], slots: int = 0) -> TextBatch:
