@@ -70,10 +70,10 @@ def program(loaded):
     return make_program(loaded[0], options())
 
 
-def make_program(model, options, mesh=None):
+def make_program(model, options, mesh=None, **more):
     names = ("dtype", "weight_decay", "max_grad_norm", "center_rewards_coefficient")
     settings = {name: getattr(options, name) for name in names}
-    return train_step.make_program(model, mesh or sharding.make_mesh(1, 1, 1, jax.devices()[:1]), **settings)
+    return train_step.make_program(model, mesh or sharding.make_mesh(1, 1, 1, jax.devices()[:1]), **settings, **more)
 
 
 def options(**changes) -> train_reward.Options:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from scpo_jax import score, sharding, train_reward
+from scpo_jax import hlo, score, sharding, train_reward, train_step
 from scpo_jax.models import module
 from tests.test_reference import make_program
 from tests.test_train_reward import CONFIG, OPTIONS, distance, some_pairs
@@ -107,7 +107,8 @@ def on_eight_devices(tmp_path_factory):
     folder = tmp_path_factory.mktemp("eight")
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-m", "tests.test_stacked", str(folder)], env=environment, check=True, timeout=900)
-    return {mesh: dict(np.load(folder / f"{i}.npz")) for i, mesh in enumerate(MESHES)}
+    given = {mesh: dict(np.load(folder / f"{i}.npz")) for i, mesh in enumerate(MESHES)}
+    return given | {"texts": dict(np.load(folder / "texts.npz"))}
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
@@ -120,7 +121,35 @@ def test_eight_devices_are_one(mesh, on_eight_devices, stacked):
             np.testing.assert_allclose(there[f"params {g} {i}"], leaf, rtol=0, atol=1e-5)
 
 
+def compiled_step(shard_parameters: bool):
+    """The training step of one group on eight devices."""
+    model = module.build(SPARE)
+    program = make_program(model, OPTIONS, sharding.make_mesh(1, 8, 1), shard_parameters=shard_parameters)
+    return program.step.lower(*train_step.step_arguments(program, model, 1, 2, (2, 64))).compile()
+
+
+def collective_bytes(on_eight_devices, name):
+    """(bytes moved by each kind of collective, bytes of all parameters) of a step that `main` has compiled."""
+    text = str(on_eight_devices["texts"][name])
+    parameters = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(module.build(SPARE).shapes))
+    return hlo.collective_bytes(hlo.parse(text), {}), parameters
+
+
+def test_whole_parameters_need_one_reduction(on_eight_devices):
+    moved, parameters = collective_bytes(on_eight_devices, "whole")
+    assert 0.99 * parameters < moved.pop("all-reduce") < 1.05 * parameters
+    assert not moved
+
+
+def test_shared_parameters_are_gathered_and_their_gradients_scattered(on_eight_devices):
+    moved, parameters = collective_bytes(on_eight_devices, "shared")
+    assert moved["all-reduce"] < 0.1 * parameters < min(moved["all-gather"], moved["reduce-scatter"])
+    assert sum(moved.values()) < 3.2 * parameters
+
+
 def main(folder: str) -> None:
+    texts = {name: compiled_step(name == "shared").as_text() for name in ("shared", "whole")}
+    np.savez(f"{folder}/texts.npz", **texts)
     for i, mesh in enumerate(MESHES):
         losses, scores, params, _ = train(trainings(), mesh)
         arrays = {}
