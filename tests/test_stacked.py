@@ -79,15 +79,20 @@ def test_groups_train_as_each_does_alone(stacked):
 
 
 def test_what_is_shared_out():
-    """Large parameters and their moments are shared over data, the groups over group; odd dimensions stay whole."""
+    """Groups over group, large parameters over data, heads and inner width over model; odd dimensions stay whole."""
     device = jax.devices()[0]
     mesh = jax.sharding.Mesh(np.array([[[device]]]), sharding.AXES)
     model = module.build(CONFIG)
     stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape), leaf.dtype), model.shapes)
     specs = sharding.specs(stacked, mesh)
-    assert specs["layers"]["attention"]["query"]["kernel"] == P("group", None, "data")
+    attention = specs["layers"]["attention"]
+    assert attention["query"] == {"kernel": P("group", None, "data", "model"), "bias": P("group", None, "model")}
+    assert attention["output"] == {"kernel": P("group", None, "model", "data"), "bias": P("group")}
+    whole = sharding.specs(stacked, mesh, ("group", "model"))["layers"]["attention"]["query"]["kernel"]
+    assert whole == P("group", None, None, "model")
     assert specs["embeddings"]["word"]["embedding"] == P("group", None, "data")
-    assert specs["pooler"]["kernel"] == P("group", "data") and specs["score"]["kernel"] == P("group")
+    assert specs["pooler"]["kernel"] == P("group", "data")
+    assert specs["score"]["kernel"] == P("group")
     eight = sharding.specs({"embedding": jax.ShapeDtypeStruct((8, 40, 12), "float32")}, Eight())
     assert eight == {"embedding": P("group", None, None)}
 

@@ -19,9 +19,9 @@ def make_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> tr
     backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True, strip_accents=False)
     backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     words = collections.Counter()
-    for text in texts:
-        pieces = backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text))
-        words.update(piece for piece, _ in pieces)
+    for text, times in collections.Counter(texts).items():
+        for piece, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text)):
+            words[piece] += times
     characters = sorted({character for word in words for character in word})
     entries = [*SPECIAL, *characters, *(f"##{character}" for character in characters)]
     frequent = sorted((word for word in words if len(word) > 1), key=lambda word: (-words[word], word))
