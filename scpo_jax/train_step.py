@@ -94,7 +94,8 @@ def make_program(
     given = (*state, P("group", "data"), groups, groups, groups, P())
     step = jax.shard_map(step_of_device, mesh=mesh, in_specs=given, out_specs=(*state, groups), check_vma=False)
     # said once more for jit: else it would simplify the places of results, and compile the second step anew for them
-    places = jax.tree.map(functools.partial(NamedSharding, mesh), (*state, groups))
+    # metrics of all groups are everywhere: every process logs or follows them
+    places = jax.tree.map(functools.partial(NamedSharding, mesh), (*state, P()))
     compiled = jax.jit(step, donate_argnums=(0, 1), out_shardings=places)
     init = jax.jit(jax.vmap(transform.init), out_shardings=places[1])
     return Program(mesh, model.width, compiled, init, specs, state_specs)
