@@ -105,6 +105,11 @@ def _abstract(leaf):
     return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
 
 
+def _as_before(leaf, restored):
+    """A restored array, on the host if it was there: several processes cannot save an array of a single device."""
+    return restored if isinstance(leaf, jax.Array) else np.asarray(restored)
+
+
 def _pack_tokenizer(tokenizer) -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         hf.save_tokenizer(tokenizer, folder)
@@ -142,7 +147,8 @@ class TrainingState:
         abstract = jax.tree.map(_abstract, like)
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return step, self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+                state = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+                return step, jax.tree.map(_as_before, like, state)
             except Exception as error:  # a damaged file surfaces as almost any type
                 logs.say(f"{self._folder}: the state after {step} steps is damaged, removed ({one_line(error):.200})")
                 self._manager.delete(step)

@@ -89,12 +89,18 @@ class TrainingLog:
             return
         rows = [(line, _parsed(line)) for line in self._path.read_text().splitlines(keepends=True)]
         kept = [line for line, row in rows if row and not (row["training"] == self._name and row["step"] >= step)]
-        self._path.write_text("".join(kept))
+        self._write("".join(kept))
 
     def _flush(self) -> None:
         before = self._path.read_text() if self._path.exists() else ""  # gs:// knows no appending
-        self._path.write_text(before + "".join(self._lines))
+        self._write(before + "".join(self._lines))
         self._lines, self._flushed = [], time.monotonic()
+
+    def _write(self, text: str) -> None:
+        """Replaces the file whole: a process may be ended at any time, by another one as well."""
+        partial = self._path.parent / f"{self._path.name}.partial"
+        partial.write_text(text)
+        partial.replace(self._path)
 
     def __enter__(self) -> "TrainingLog":
         return self
