@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
     config.checkpoint.keep = 2  # training states kept
 
     config.distributed = ConfigDict()
-    config.distributed.heartbeat_seconds = 60  # a silent process counts as lost after this (several hosts: not yet)
+    config.distributed.heartbeat_seconds = 60  # a silent process counts as lost after this, and all end
 
     config.policy = ConfigDict()  # PPO against a group's RM (not yet available)
     config.policy.algorithm = "ppo"  # ppo, rloo or grpo

@@ -10,7 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from scpo_jax import logs
+from scpo_jax import distributed, logs
 from scpo_jax.data.fields import one_line
 from scpo_jax.errors import InputError
 from scpo_jax.models import hf, module
@@ -29,7 +29,10 @@ class Loaded(NamedTuple):
 
 
 def save(folder: epath.PathLike, loaded: Loaded) -> None:
-    """Writes everything needed to load the model alone into `folder`, replacing it; whole or not at all."""
+    """Writes everything needed to load the model alone into `folder`, replacing it; whole or not at all.
+
+    The parameters are whole on this process, which alone calls this.
+    """
     description = {
         "schema_version": SCHEMA_VERSION,
         "family": loaded.model.family,
@@ -37,8 +40,9 @@ def save(folder: epath.PathLike, loaded: Loaded) -> None:
         "card": loaded.card,
         "tokenizer": _pack_tokenizer(loaded.tokenizer),
     }
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        items = {"params": ocp.args.StandardSave(loaded.params), "model": ocp.args.JsonSave(description)}
+    with _checkpointer() as checkpointer:
+        params = jax.device_get(loaded.params)
+        items = {"params": ocp.args.StandardSave(params), "model": ocp.args.JsonSave(description)}
         checkpointer.save(epath.Path(folder).resolve(), ocp.args.Composite(**items), force=True)
 
 
@@ -77,10 +81,21 @@ def _describe(folder: epath.PathLike) -> dict:
 def _restore(folder: epath.PathLike, item: str, args):
     """One item of a checkpoint."""
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        with _checkpointer() as checkpointer:
             return checkpointer.restore(epath.Path(folder).resolve(), ocp.args.Composite(**{item: args}))[item]
     except Exception as error:  # a damaged file surfaces as almost any type
         raise InputError(f"{folder} is a damaged checkpoint ({one_line(error):.200}): train it again") from error
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    """Writes and reads whole arrays for this process alone: it waits for no other one."""
+    me = distributed.index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process {me}"
+    )
+    options = ocp.CompositeOptions(multiprocessing_options=alone)
+    handler = ocp.CompositeCheckpointHandler(composite_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _abstract(leaf):
@@ -88,6 +103,11 @@ def _abstract(leaf):
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     sharding = leaf.sharding if isinstance(leaf, jax.Array) else one
     return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
+
+
+def _as_before(leaf, restored):
+    """A restored array, on the host if it was there: several processes cannot save an array of a single device."""
+    return restored if isinstance(leaf, jax.Array) else np.asarray(restored)
 
 
 def _pack_tokenizer(tokenizer) -> dict[str, str]:
@@ -109,7 +129,8 @@ def _unpack_tokenizer(files: dict[str, str]):
 class TrainingState:
     """The state of one training under way, saved every so often; resuming takes the newest.
 
-    `state` is a nested dict of arrays, with the number of finished steps as the checkpoint's number.
+    `state` is a nested dict of arrays, with the number of finished steps as the checkpoint's number. Of several
+    processes all call everything here, and each writes and reads its parts of the arrays.
     """
 
     def __init__(self, folder: epath.PathLike, keep: int):
@@ -126,7 +147,8 @@ class TrainingState:
         abstract = jax.tree.map(_abstract, like)
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return step, self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+                state = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+                return step, jax.tree.map(_as_before, like, state)
             except Exception as error:  # a damaged file surfaces as almost any type
                 logs.say(f"{self._folder}: the state after {step} steps is damaged, removed ({one_line(error):.200})")
                 self._manager.delete(step)

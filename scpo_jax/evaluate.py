@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from scpo_jax import checkpoint, logs, metrics, score, scpo, stages
+from scpo_jax import checkpoint, distributed, logs, metrics, score, scpo, stages
 from scpo_jax.data import preferences
 from scpo_jax.models import hf
 from scpo_jax.workdir import Workdir, slugs_of
@@ -66,6 +66,8 @@ def evaluate(config, workdir: Workdir) -> None:
         groups[group] = test_pairs(own, config.scpo.tau_test)
         groups[group].margins["global"] = margins_of(own, global_scores)
     steps = score_groups(config, workdir, groups, slugs_of(steered))
+    if not distributed.is_writer():
+        return
     selection = preferences.read_table(workdir.selection).to_pylist()
     report = {
         "groups": list(groups),

@@ -1,17 +1,18 @@
 """`scpo score` and `scpo evaluate`: a file of texts or pairs in, a file of scores or accuracies out."""
 
 import json
+import os
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
-from scpo_jax import evaluate, logs
+from scpo_jax import distributed, evaluate, logs
 from scpo_jax.data import fields, jsonl, records
 from scpo_jax.data.preferences import render_messages
 from scpo_jax.errors import InputError
 from scpo_jax.judge import Judge
-from scpo_jax.workdir import Workdir, check_place
+from scpo_jax.workdir import Workdir, check_place, digest
 
 ROWS_PER_CHUNK = 2048  # rows scored and written at once
 CHECKED_ROWS = 16  # rows of an unfinished output that are scored again
@@ -27,7 +28,7 @@ def score_file(judge: Judge, source: str, output: str) -> None:
     path = _output(output)
     rows = read_rows(source)
     texts = [_texts(row, where) for where, row in rows]
-    done = _finished_rows(path, rows)
+    done = distributed.on_writer("the output", lambda: _finished_rows(path, rows))
     if done:
         _check_same_model(judge, path, texts[:done], [row for _, row in rows[:done]])
     if done == len(rows):
@@ -48,7 +49,9 @@ def score_file(judge: Judge, source: str, output: str) -> None:
 
 
 def _output(name: str) -> pathlib.Path:
-    """The file to write; refuses a name that cannot become one."""
+    """The file to write; refuses a name that cannot become one. Process 0 alone writes it."""
+    if not distributed.is_writer():
+        return pathlib.Path(os.devnull)
     path = pathlib.Path(name)
     if path.is_dir():
         raise InputError(f"--output={path} is a folder: name a file")
@@ -62,6 +65,7 @@ def read_rows(source: str) -> list[tuple[str, dict]]:
     for _, row in rows:
         if isinstance(row, InputError):
             raise row
+    distributed.check_same(f"--input={source}", digest([row for _, row in rows]))
     return rows
 
 
@@ -116,8 +120,10 @@ def _without_scores(row: dict) -> dict:
 def _check_same_model(judge: Judge, path: pathlib.Path, texts: Sequence[list], rows: Sequence[dict]) -> None:
     """Refuses to go on with another model's scores: some finished rows have to score as they did."""
     every = slice(None, None, max(len(rows) // CHECKED_ROWS, 1))
-    written = [json.loads(line) for line in path.read_bytes().split(b"\n")[: len(rows)]]
-    for old, new in zip(written[every], _score_rows(judge, texts[every], rows[every]), strict=True):
+    written = distributed.on_writer(
+        "finished rows", lambda: [json.loads(line) for line in path.read_bytes().split(b"\n")[: len(rows)][every]]
+    )
+    for old, new in zip(written, _score_rows(judge, texts[every], rows[every]), strict=True):
         for name, value in new.items():
             if name not in old or abs(old[name] - value) > judge.tolerance * max(1, abs(value)):
                 raise InputError(f"{path} holds scores of another model: name another --output, or remove the file")
@@ -133,6 +139,7 @@ def evaluate_file(judge: Judge, data: str, output: str) -> None:
     source = jsonl.read(data)
     if not source.pairs:
         raise InputError(f"{data} has no usable pair ({fields.listing(source.dropped)}): nothing to evaluate on")
+    distributed.check_same(f"--data={data}", digest(list(source.pairs)))
     groups: dict[str, evaluate.GroupPairs] = {}
     for group in dict.fromkeys(pair["group"] for pair in source.pairs):
         rows = [pair for pair in source.pairs if pair["group"] == group]
@@ -146,7 +153,8 @@ def evaluate_file(judge: Judge, data: str, output: str) -> None:
         "rows": source.rows,
         "dropped": source.dropped,
     }
-    Workdir.write_json(path, report)
+    if distributed.is_writer():
+        Workdir.write_json(path, report)
     for method, records_of in report["methods"].items():
         for group, record in records_of.items():
             logs.say(f"{method} {group}: accuracy {record['all']['accuracy']:.4f} on {record['all']['n']} pairs")

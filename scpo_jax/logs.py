@@ -8,12 +8,15 @@ import tensorboardX
 import tqdm
 from etils import epath
 
+from scpo_jax import distributed
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
 def say(line: str) -> None:
-    """Prints a line of news to standard error, whole even under a progress bar."""
-    tqdm.tqdm.write(line, file=sys.stderr)
+    """Prints a line of news to standard error, whole even under a progress bar; of several processes the first does."""
+    if distributed.is_writer():
+        tqdm.tqdm.write(line, file=sys.stderr)
 
 
 class Progress:
@@ -22,7 +25,8 @@ class Progress:
     def __init__(self, total: int, what: str, unit: str):
         self._total, self._what, self._unit, self._done = total, what, unit, 0
         self._started = self._told = time.monotonic()
-        self._bar = tqdm.tqdm(total=total, desc=what, unit=unit, leave=False) if sys.stderr.isatty() else None
+        shown = sys.stderr.isatty() and distributed.is_writer()
+        self._bar = tqdm.tqdm(total=total, desc=what, unit=unit, leave=False) if shown else None
 
     def add(self, n: int) -> None:
         """Counts `n` more."""
@@ -85,12 +89,18 @@ class TrainingLog:
             return
         rows = [(line, _parsed(line)) for line in self._path.read_text().splitlines(keepends=True)]
         kept = [line for line, row in rows if row and not (row["training"] == self._name and row["step"] >= step)]
-        self._path.write_text("".join(kept))
+        self._write("".join(kept))
 
     def _flush(self) -> None:
         before = self._path.read_text() if self._path.exists() else ""  # gs:// knows no appending
-        self._path.write_text(before + "".join(self._lines))
+        self._write(before + "".join(self._lines))
         self._lines, self._flushed = [], time.monotonic()
+
+    def _write(self, text: str) -> None:
+        """Replaces the file whole: a process may be ended at any time, by another one as well."""
+        partial = self._path.parent / f"{self._path.name}.partial"
+        partial.write_text(text)
+        partial.replace(self._path)
 
     def __enter__(self) -> "TrainingLog":
         return self

@@ -3,12 +3,13 @@
 import difflib
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from absl import flags
 
-from scpo_jax import __version__
+from scpo_jax import __version__, distributed
 from scpo_jax.errors import InputError
 
 
@@ -29,6 +30,20 @@ def _define_run(values: flags.FlagValues) -> None:
     flags.DEFINE_list("stages", [], "run these stages only", flag_values=values)
     flags.DEFINE_bool("force", False, "redo the stages that another config made", flag_values=values)
     flags.DEFINE_bool("plan", False, "print what would be done, and do nothing", flag_values=values)
+    _define_processes(values)
+
+
+def _define_processes(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "coordinator", None, "HOST:PORT of process 0, for several processes; TPU pods need no flag", flag_values=values
+    )
+    flags.DEFINE_integer("processes", None, "how many processes there are", flag_values=values)
+    flags.DEFINE_integer("process", None, "which of them this is, from 0", flag_values=values)
+
+
+def _meet(values: flags.FlagValues, heartbeat_seconds: int) -> None:
+    """Joins the other processes, if there are any."""
+    distributed.initialize(values.coordinator, values.processes, values.process, heartbeat_seconds)
 
 
 def _run(values: flags.FlagValues, command: str) -> None:
@@ -37,7 +52,10 @@ def _run(values: flags.FlagValues, command: str) -> None:
 
     _require(values, "config", "workdir")
     config, workdir = configuration.load(values.config, values), Workdir(values.workdir)
+    _meet(values, config.distributed.heartbeat_seconds)
     if values.plan:
+        if distributed.count() > 1:
+            raise InputError("--plan is for one process: leave --coordinator, --processes and --process out")
         plan.show(config, workdir, force=values.force)
     else:
         pipeline.run(config, workdir, only=values.stages, force=values.force, command=command)
@@ -51,6 +69,7 @@ def _define_model(values: flags.FlagValues) -> None:
         "max_length", None, "tokens of prompt and response; default the model's own", flag_values=values
     )
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "compute type", flag_values=values)
+    _define_processes(values)
 
 
 def _define_score(values: flags.FlagValues) -> None:
@@ -83,7 +102,9 @@ def _evaluate(values: flags.FlagValues, command: str) -> None:
 
 def _judge(values: flags.FlagValues):
     from scpo_jax import judge
+    from scpo_jax.configs import base
 
+    _meet(values, base.get_config().distributed.heartbeat_seconds)
     return judge.open_judge(
         values.model, revision=values.revision, method=values.method, max_length=values.max_length, dtype=values.dtype
     )
@@ -135,12 +156,25 @@ def main(argv: Sequence[str]) -> int:
         if values is not None:
             COMMANDS[name].run(values, shlex.join(["scpo", *argv[1:]]))
     except InputError as error:
-        print(f"scpo: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _failed(f"error: {' '.join(str(error).split())}", 2)
+    except distributed.PeerError as error:
+        return _failed(f"error: {error}", 1)
     except KeyboardInterrupt:
-        print("scpo: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        return _failed("interrupted; the same command goes on from here", 130)
+    except Exception as error:
+        if distributed.count() > 1:
+            traceback.print_exc()
+            distributed.fail(f"{type(error).__name__}: {error}", 1)
+        raise
+    distributed.finish()
     return 0
+
+
+def _failed(line: str, code: int) -> int:
+    """Says why the command ends, to the other processes as well; returns the exit code."""
+    print(f"scpo: {line}", file=sys.stderr)
+    distributed.fail(line.removeprefix("error: "), code)
+    return code
 
 
 def _parse(name: str, argv: Sequence[str]) -> flags.FlagValues | None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 
-from scpo_jax import __version__, configuration, evaluate, logs, report, sharding, stages, train_groups
+from scpo_jax import __version__, configuration, distributed, evaluate, logs, report, sharding, stages, train_groups
 from scpo_jax.errors import InputError
 from scpo_jax.workdir import Workdir, digest, finished
 
@@ -23,6 +23,7 @@ class Stage(NamedTuple):
     run: object
     needs: tuple[str, ...]
     keys: tuple[str, ...]
+    everywhere: bool = False  # of several processes all take part; else process 0 works and the others wait
 
 
 OF_BOTH_TRAININGS = tuple(
@@ -33,11 +34,13 @@ STAGES = {
     "prepare": Stage(stages.prepare, (), ("data.", "seed", "model.name_or_path", "model.revision", "model.max_length",
                                           "model.encoding", "model.scratch.vocab_size", "global_rm.train",
                                           "global_rm.groups")),
-    "global": Stage(train_groups.train_global, ("prepare",), ("global_rm.", "model.", "seed", *OF_BOTH_TRAININGS)),
-    "score": Stage(stages.score_global, ("prepare", "global"), ("model.dtype",)),
+    "global": Stage(train_groups.train_global, ("prepare",), ("global_rm.", "model.", "seed", *OF_BOTH_TRAININGS),
+                    everywhere=True),
+    "score": Stage(stages.score_global, ("prepare", "global"), ("model.dtype",), everywhere=True),
     "select": Stage(stages.select, ("score",), ("scpo.tau", "scpo.tau_test", "scpo.beta", "per_group")),
-    "train": Stage(train_groups.train, ("select", "global"), ("seed", "train.", "scpo.methods", "per_group")),
-    "evaluate": Stage(evaluate.evaluate, ("train", "score"), ()),
+    "train": Stage(train_groups.train, ("select", "global"), ("seed", "train.", "scpo.methods", "per_group"),
+                   everywhere=True),
+    "evaluate": Stage(evaluate.evaluate, ("train", "score"), (), everywhere=True),
     "report": Stage(report.write, ("evaluate",), ()),
 }  # fmt: skip
 
@@ -53,9 +56,8 @@ def run(config, workdir: Workdir, *, only: Sequence[str] = (), force: bool = Fal
     for name in only:
         if name not in STAGES:
             raise InputError(f"--stages names {name!r}; stages are {', '.join(STAGES)}")
-    record = workdir.record()
-    wanted = fingerprints(config, record)
-    check_same_config(config, record, wanted, workdir, force)
+    check_together(config, workdir, [*only, force])
+    record, wanted = distributed.on_writer("run.json", lambda: known(config, workdir, force))
     record |= {"command": command, "config": configuration.flatten(config), "environment": environment()}
     done = []
     for name in [stage for stage in STAGES if not only or stage in only]:
@@ -72,25 +74,60 @@ def run(config, workdir: Workdir, *, only: Sequence[str] = (), force: bool = Fal
         logs.say(f"already done in {workdir.root}, nothing to do: {', '.join(done)}")
 
 
+def check_together(config, workdir: Workdir, flags: list) -> None:
+    """Refuses several processes that do not do the same, or not in the same workdir."""
+    if distributed.count() == 1:
+        return
+    distributed.check_same("config, --stages or --force", digest([configuration.flatten(config), flags]))
+    token = distributed.on_writer("a file in the workdir", workdir.write_token)
+    seen = distributed.gather("the same file", workdir.sees(token))
+    if distributed.is_writer():
+        workdir.remove_token(token)
+    if not all(seen):
+        without = ", ".join(str(i) for i, sees in enumerate(seen) if not sees)
+        raise InputError(
+            f"--workdir={workdir.root} is not one place for all processes: process {without} does not see what process "
+            "0 writes there. Name a folder that all of them share, or gs://"
+        )
+
+
+def known(config, workdir: Workdir, force: bool) -> tuple[dict, dict[str, str]]:
+    """(the record of the workdir, of this config, and the fingerprint that each stage has to have)."""
+    record = workdir.record()
+    wanted = fingerprints(config, record)
+    check_same_config(config, record, wanted, workdir, force)
+    return record, wanted
+
+
 def run_stage(config, workdir: Workdir, record: dict, name: str, fingerprint: str) -> None:
     """Runs one stage and records it; if an input error ends it, the record is again what it was."""
+    started, stage = time.monotonic(), {"fingerprint": fingerprint, "config": own_keys(config, name), "started": now()}
+    before = distributed.on_writer(f"the record before {name}", lambda: begin(config, workdir, record, name, stage))
+    try:
+        if STAGES[name].everywhere or distributed.is_writer():
+            STAGES[name].run(config, workdir)
+    except InputError:
+        if before["stages"] and distributed.is_writer():
+            workdir.write_record(before)
+        raise
+    distributed.barrier(f"the end of stage {name}")
+    stage |= {"finished": now(), "seconds": round(time.monotonic() - started, 2)}
+    record["stages"][name] = stage
+    if distributed.is_writer():
+        workdir.write_record(record)
+    distributed.barrier(f"the record of stage {name}")
+    logs.say(f"{name}: done in {stage['seconds']:.1f} s")
+
+
+def begin(config, workdir: Workdir, record: dict, name: str, stage: dict) -> dict:
+    """Records that a stage runs; returns the record of before."""
     before = workdir.record()
-    stage = {"fingerprint": fingerprint, "config": own_keys(config, name), "started": now()}
     if name == "prepare":
         stage["inputs"] = input_files(config)
     record["stages"][name] = stage
     if before["stages"]:  # what ran before must not pass for whole if this is killed
         workdir.write_record(record)
-    started = time.monotonic()
-    try:
-        STAGES[name].run(config, workdir)
-    except InputError:
-        if before["stages"]:
-            workdir.write_record(before)
-        raise
-    stage |= {"finished": now(), "seconds": round(time.monotonic() - started, 2)}
-    workdir.write_record(record)
-    logs.say(f"{name}: done in {stage['seconds']:.1f} s")
+    return before
 
 
 def own_keys(config, name: str) -> dict:

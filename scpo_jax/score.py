@@ -1,16 +1,21 @@
 """Scoring texts with a reward model: every distinct text once, packed in rows of a few fixed shapes."""
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
+from scpo_jax import distributed
 from scpo_jax.data import packing
 from scpo_jax.data.encoding import Text
+from scpo_jax.data.packing import Batch
 from scpo_jax.errors import InputError
-from scpo_jax.models.module import RewardModel
+from scpo_jax.models.module import RewardModel, TextBatch
 
 TOKENS_PER_BATCH = 8192  # R * T of a scoring batch; bounds memory, large enough to keep matrix units busy
 
@@ -27,42 +32,100 @@ def distinct_texts(*columns: tuple[Sequence[str], Sequence[str]]) -> dict[str, t
 
 
 class ScoreFunction(NamedTuple):
-    """The scores of a model: a function compiled once per shape, and the width that its batches are planned for."""
+    """The scores of a model: a function compiled once per shape, and the width that its batches are planned for.
+
+    With several devices `compiled` takes batches `[N, ...]`, one for each of the N devices of `mesh`, and returns
+    `[N, S]`.
+    """
 
     compiled: Callable  # (params, TextBatch) -> scores [S] float32, without dropout
     width: int
+    mesh: Mesh | None  # the devices of this process; None for a single one
 
 
 def score_function(model: RewardModel, dtype: str) -> ScoreFunction:
-    """The score function of a model that computes in `dtype`."""
-    return ScoreFunction(jax.jit(lambda params, batch: model.score(params, batch, dtype=dtype)), model.width)
+    """The score function of a model that computes in `dtype`, on all devices of this process."""
+
+    def scores(params, batch: TextBatch):
+        return model.score(params, batch, dtype=dtype)
+
+    def scores_of_device(params, batches: TextBatch):
+        return scores(params, jax.tree.map(lambda leaf: leaf[0], batches))[None]
+
+    devices = jax.local_devices()
+    if len(devices) == 1:
+        return ScoreFunction(jax.jit(scores), model.width, None)
+    mesh = Mesh(np.asarray(devices), ("device",), axis_types=(AxisType.Auto,))
+    specs = {"in_specs": (P(), P("device")), "out_specs": P("device")}
+    return ScoreFunction(
+        jax.jit(jax.shard_map(scores_of_device, mesh=mesh, check_vma=False, **specs)), model.width, mesh
+    )
 
 
 def score_batches(
     function: ScoreFunction, params: dict, texts: Sequence[Text], tokens_per_batch: int = TOKENS_PER_BATCH
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields (indices into `texts`, their scores float32) batch by batch, the longest texts first.
+    """Yields (indices into `texts`, their scores float32) step by step, the longest texts first.
 
-    One batch is always in flight: the device computes while the host builds the next.
+    Each device computes a batch a step. Of several processes each yields a part of the texts, without waiting for the
+    others. One step is always in flight: the devices compute while the host builds the next.
     """
+    devices = function.mesh.size if function.mesh else 1
+    if function.mesh:
+        params = jax.device_put(params, NamedSharding(function.mesh, P()))
     pending = None
     lengths = [len(text.input_ids) for text in texts]
-    for indices, *places, slots in packing.plan_batches(lengths, function.width, tokens_per_batch):
-        batch = packing.lay_out([texts[i] for i in indices], *places, slots)
-        running = np.array(indices), function.compiled(params, batch)
+    tokens = tokens_of_batch(sum(lengths), devices * distributed.count(), tokens_per_batch)
+    steps = in_steps(packing.plan_batches(lengths, function.width, tokens), devices)
+    for step in steps[distributed.index() :: distributed.count()]:
+        running = step, start(function, params, texts, step)
         if pending is not None:
-            yield pending[0], np.asarray(pending[1])[: len(pending[0])]
+            yield finish(*pending)
         pending = running
     if pending is not None:
-        yield pending[0], np.asarray(pending[1])[: len(pending[0])]
+        yield finish(*pending)
+
+
+def tokens_of_batch(tokens: int, devices: int, most: int) -> int:
+    """Tokens of a batch: `most`, or a power of two that gives every one of several devices something to do."""
+    return most if devices == 1 else min(most, 1 << (-(-tokens // devices)).bit_length())
+
+
+def in_steps(batches: Sequence[Batch], devices: int) -> list[list[Batch]]:
+    """Batches of one row length, one for each device and all of one shape; where there are too few, empty ones."""
+    steps = []
+    for length, same in itertools.groupby(batches, key=lambda batch: batch.shape[1]):
+        same = list(same)
+        for first in range(0, len(same), devices):
+            step = same[first : first + devices]
+            shape, slots = (max(b.shape[0] for b in step), length), max(b.slots for b in step)
+            step += [Batch([], [], [], shape, slots)] * (devices - len(step))
+            steps.append([batch._replace(shape=shape, slots=slots) for batch in step])
+    return steps
+
+
+def start(function: ScoreFunction, params: dict, texts: Sequence[Text], step: Sequence[Batch]) -> jax.Array:
+    """The scores of a step, under way."""
+    batches = [packing.lay_out([texts[i] for i in indices], *places, slots) for indices, *places, slots in step]
+    if function.mesh is None:
+        return function.compiled(params, batches[0])
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+    return function.compiled(params, jax.device_put(stacked, NamedSharding(function.mesh, P("device"))))
+
+
+def finish(step: Sequence[Batch], scores: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """(indices of the texts of a step, their scores); waits for the devices."""
+    rows = np.asarray(scores).reshape(len(step), -1)
+    values = [row[: len(batch.indices)] for batch, row in zip(step, rows, strict=True)]
+    return np.concatenate([np.array(batch.indices, int) for batch in step]), np.concatenate(values)
 
 
 def score_texts(function: ScoreFunction, params: dict, texts: Sequence[Text]) -> np.ndarray:
-    """Scores `[N]` float32 of texts, in their order."""
+    """Scores `[N]` float32 of texts, in their order; every process calls this and gets the same."""
     scores = np.zeros(len(texts), np.float32)
     for indices, values in score_batches(function, params, texts):
         scores[indices] = values
-    return scores
+    return distributed.summed(scores)
 
 
 def check_length(texts: Sequence[Text], model: RewardModel) -> None:

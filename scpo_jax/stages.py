@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from scpo_jax import checkpoint, logs, score, scpo
+from scpo_jax import checkpoint, distributed, logs, score, scpo
 from scpo_jax.checkpoint import Loaded
 from scpo_jax.data import encoding, global_opinions, jsonl, preferences, prism, simulated, vocabulary
 from scpo_jax.errors import InputError
@@ -175,7 +175,10 @@ def load_global(config, workdir: Workdir) -> Loaded:
 
 
 def score_global(config, workdir: Workdir) -> None:
-    """Scores every distinct text with the global RM. What was scored before an interruption is not scored again."""
+    """Scores every distinct text with the global RM. What was scored before an interruption is not scored again.
+
+    Of several processes each scores a part and keeps it in files of its own; process 0 writes the whole.
+    """
     table = preferences.read_table(workdir.pairs)
     steered, majority = set(steered_groups(config, table)), set(majority_groups(config))
     rows = [
@@ -186,7 +189,9 @@ def score_global(config, workdir: Workdir) -> None:
     loaded = load_global(config, workdir)
     texts = texts_of(rows)
     parts = workdir.scores.parent / f"parts-{workdir.fingerprint('score')[:12]}"
-    known = read_scores(parts.glob("*.parquet")) if parts.exists() else {}
+    # named by process 0: another one may be about to write its next part
+    names = distributed.on_writer("scored parts", lambda: sorted(path.name for path in parts.glob("*.parquet")))
+    known = read_scores([parts / name for name in names])
     missing = {key: text for key, text in texts.items() if key not in known}
     if known:
         logs.say(f"score: {len(known)} of {len(texts)} texts were scored before the interruption")
@@ -194,25 +199,27 @@ def score_global(config, workdir: Workdir) -> None:
     score.check_length(list(encoded.values()), loaded.model)
     known |= score_parts(config, loaded, encoded, parts)
     check_finite(known, texts)
-    write_scores(workdir.scores, {key: known[key] for key in texts})
-    for folder in workdir.scores.parent.glob("parts-*"):
-        folder.rmtree()
+    if distributed.is_writer():
+        write_scores(workdir.scores, {key: known[key] for key in texts})
+        for folder in workdir.scores.parent.glob("parts-*"):
+            folder.rmtree()
 
 
 def score_parts(config, loaded: Loaded, texts: dict[str, encoding.Text], folder) -> dict[str, np.float32]:
     """text key -> reward of encoded texts; every minute the latest ones are written to `folder`."""
     function = score.score_function(loaded.model, config.model.dtype)
     progress = logs.Progress(len(texts), "score", "text")
-    keys, scores, fresh, written = list(texts), {}, {}, time.monotonic()
+    keys, scores, fresh, written = list(texts), np.zeros(len(texts), np.float32), {}, time.monotonic()
     for indices, values in score.score_batches(function, loaded.params, list(texts.values())):
+        scores[indices] = values
         fresh |= {keys[i]: value for i, value in zip(indices, values, strict=True)}
-        progress.add(len(indices))
+        progress.add(len(indices) * distributed.count())  # the others are about as far
         if time.monotonic() - written > SECONDS_PER_PART:
             # named by its first text: a part of an earlier attempt has other texts
             write_scores(folder / f"{next(iter(fresh))}.parquet", fresh)
-            scores, fresh, written = scores | fresh, {}, time.monotonic()
+            fresh, written = {}, time.monotonic()
     progress.close()
-    return scores | fresh
+    return dict(zip(keys, distributed.summed(scores), strict=True))
 
 
 def texts_of(rows: list[dict]) -> dict[str, tuple[str, str]]:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from scpo_jax import checkpoint, logs, score, scpo, sharding, stages, train_reward, train_step
+from scpo_jax import checkpoint, distributed, logs, score, scpo, sharding, stages, train_reward, train_step
 from scpo_jax.checkpoint import Loaded, TrainingState
 from scpo_jax.data import packing, preferences
 from scpo_jax.data.batches import Pairs
@@ -31,7 +31,8 @@ def train_global(config, workdir: Workdir) -> None:
         logs.say(f"global: {config.model.name_or_path} is the global reward model, nothing to train")
         return
     fingerprint = workdir.fingerprint("global")
-    if checkpoint.load_card(workdir.global_checkpoint).get("fingerprint") == fingerprint:
+    card = distributed.on_writer("the global checkpoint", lambda: checkpoint.load_card(workdir.global_checkpoint))
+    if card.get("fingerprint") == fingerprint:
         return
     table = preferences.read_table(workdir.pairs)
     groups = stages.majority_groups(config) or tuple(dict.fromkeys(table["group"].to_pylist()))
@@ -94,22 +95,29 @@ class Trainer:
 
     def produce(self, jobs: list[Job]) -> None:
         """Trains RMs at once, or goes on with them, and writes their checkpoints."""
-        if not self._state_folder(jobs).exists():  # else all go on, also those whose checkpoints were written already
-            jobs = [job for job in jobs if not job.finished]
+        folder = self._state_folder(jobs)
+        under_way, *finished = distributed.on_writer(
+            "checkpoints", lambda: [folder.exists(), *(job.finished for job in jobs)]
+        )
+        if not under_way:  # else all go on, also those whose checkpoints were written already
+            jobs = [job for job, done in zip(jobs, finished, strict=True) if not done]
+            finished = [False] * len(jobs)
         if not jobs:
             return
         folder = self._state_folder(jobs)
-        for job, trained in zip(jobs, self._train(jobs, folder), strict=True):
-            if job.finished:
+        for job, done, trained in zip(jobs, finished, self._train(jobs, folder), strict=True):
+            if done:
                 continue
             pairs = job.training.pairs
             sample = [*pairs.chosen, *pairs.rejected][:: max(2 * len(pairs.weights) // STANDARDISED_ON, 1)]
             scores = score.score_texts(self._score, trained.params, sample)
             card = {"steps": trained.step, "score_mean": float(scores.mean()), "score_std": float(scores.std())}
             loaded = Loaded(self._start.model, trained.params, self._start.tokenizer, job.card | card)
-            checkpoint.save(job.folder, loaded)
-        if folder.exists():
+            if distributed.is_writer():
+                checkpoint.save(job.folder, loaded)
+        if distributed.is_writer() and folder.exists():
             folder.rmtree()
+        distributed.barrier("checkpoints")
 
     def _state_folder(self, jobs: list[Job]) -> epath.Path:
         """Where the state of these very trainings goes; those of the same names under another config have their own."""
@@ -126,10 +134,12 @@ class Trainer:
         logs.say(f"train {what}: parameters, gradients and optimizer take {held / 2**30:.2f} GiB on each device")
         progress = logs.Progress(last, f"train {what}", "step")
         with contextlib.ExitStack() as opened:
-            own = [opened.enter_context(self._metrics.open(t.name, saving.every_steps)) for t in trainings]
+            named = trainings if distributed.is_writer() else []
+            own = [opened.enter_context(self._metrics.open(t.name, saving.every_steps)) for t in named]
 
             def log(g: int, step: int, metrics: dict) -> None:
-                own[g](step, metrics)
+                if own:
+                    own[g](step, metrics)
                 progress.reach(step)
 
             trained = train_reward.train(
@@ -152,7 +162,7 @@ class Trainer:
 
     def close(self) -> None:
         """Removes the training states that trainings under other configs have left."""
-        if self._workdir.training.exists():
+        if distributed.is_writer() and self._workdir.training.exists():
             self._workdir.training.rmtree()
 
 
@@ -169,7 +179,9 @@ def train(config, workdir: Workdir) -> None:
             logs.say(f"train: {group} has no training pair, skipped")
     groups = [group for group in steered if of_group[group]]
     trainer = Trainer(config, workdir, stages.load_global(config, workdir), rows)
-    remove_other_checkpoints(workdir, {(method, slugs[group]) for method in config.scpo.methods for group in groups})
+    if distributed.is_writer():
+        wanted = {(method, slugs[group]) for method in config.scpo.methods for group in groups}
+        remove_other_checkpoints(workdir, wanted)
     at_once = len(groups) if config.train.groups_per_program == -1 else config.train.groups_per_program
     chunks = []
     for method in config.scpo.methods:

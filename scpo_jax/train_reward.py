@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from scpo_jax import optimizer, score, sharding, train_step
@@ -164,16 +164,18 @@ def train(
         for g, judge in enumerate(judges):
             options = trainings[g].options
             if judge and k < options.max_steps and ((k + 1) % options.eval_every == 0 or k + 1 == options.max_steps):
-                pending[-1][g] = keep_best(live, g, k + 1, judge)
+                pending[-1][g] = keep_best(live, g, k + 1, judge, program.mesh)
         if state and save_every and (k + 1) % save_every == 0:
             log_step(log, *pending)
             pending = None
             state.save(k + 1, live)
     if pending:
         log_step(log, *pending)
-    last = [Trained(group_of(live["params"], g), t.options.max_steps) for g, t in enumerate(trainings)]
-    best = {g: Trained(group_of(live["best"], g), int(live["best_step"][g])) for g, judge in enumerate(judges) if judge}
-    return [best.get(g, trained) for g, trained in enumerate(last)]
+    kept = [("best", int(live["best_step"][g])) if judge else ("params", None) for g, judge in enumerate(judges)]
+    return [
+        Trained(group_of(live[which], g, program.mesh), t.options.max_steps if step is None else step)
+        for g, (t, (which, step)) in enumerate(zip(trainings, kept, strict=True))
+    ]
 
 
 def start(program: train_step.Program, params: dict, groups: int, judges: Sequence[Validation | None]) -> dict:
@@ -210,9 +212,37 @@ def rates_of(trainings: Sequence[Training], groups: int) -> np.ndarray:
     return rates
 
 
-def group_of(params: dict, group: int) -> dict:
-    """The parameters of one group of `[G, ...]`."""
-    return jax.tree.map(lambda leaf: leaf[group], params)
+def group_of(params: dict, group: int, mesh: Mesh) -> dict:
+    """The parameters of one group of `[G, ...]`, brought together on a device of this process."""
+    whole = _picker(mesh)(params, sharding.place(np.int32(group), mesh, P()))
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)
+
+
+@functools.cache
+def _picker(mesh: Mesh) -> Callable:
+    """The compiled function (params `[G, ...]`, group) -> params of that group, whole on every device."""
+
+    def pick(leaf, group):
+        if mesh.shape["group"] == 1:
+            return leaf[group]
+        # as a sum, else devices would first be sent all groups
+        return jnp.sum(jnp.where(of_group(leaf, group), leaf, 0), 0, dtype=leaf.dtype)
+
+    def pick_all(params, group):
+        return jax.tree.map(lambda leaf: pick(leaf, group), params)
+
+    return jax.jit(pick_all, out_shardings=NamedSharding(mesh, P()))
+
+
+def of_group(leaf, group: jax.Array) -> jax.Array:
+    """Mask `[G, 1, ...]` of a group's part of `[G, ...]`."""
+    return (jnp.arange(len(leaf)) == group).reshape(-1, *[1] * (leaf.ndim - 1))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _replaced(best: dict, new: dict, group: jax.Array) -> dict:
+    """`best` `[G, ...]` with one group's parameters of `new`; each device changes its share."""
+    return jax.tree.map(lambda old, new: jnp.where(of_group(old, group), new, old), best, new)
 
 
 def log_step(log: Callable, step: int, metrics: dict, rates: np.ndarray, validation: dict[int, float]) -> None:
@@ -223,11 +253,14 @@ def log_step(log: Callable, step: int, metrics: dict, rates: np.ndarray, validat
         log(int(g), step, own | ({"validation_accuracy": validation[g]} if g in validation else {}))
 
 
-def keep_best(live: dict, group: int, step: int, judge: Validation) -> float:
-    """Judges a group's parameters after `step` steps, keeps them if clearly better than its best; their accuracy."""
-    correct = judge.correct(group_of(live["params"], group))
+def keep_best(live: dict, group: int, step: int, judge: Validation, mesh: Mesh) -> float:
+    """Judges a group's parameters after `step` steps, keeps them if clearly better than its best; their accuracy.
+
+    Every process gets the same scores and so decides the same.
+    """
+    correct = judge.correct(group_of(live["params"], group, mesh))
     if clearly_better(correct, live["best_correct"][str(group)]):
-        live["best"] = jax.tree.map(lambda best, new: best.at[group].set(new[group]), live["best"], live["params"])
+        live["best"] = _replaced(live["best"], live["params"], sharding.place(np.int32(group), mesh, P()))
         live["best_step"] = np.where(np.arange(len(live["best_step"])) == group, np.int32(step), live["best_step"])
         live["best_correct"] = live["best_correct"] | {str(group): correct}
     return float(correct.mean())

@@ -103,7 +103,8 @@ def make_program(
         step_of_device, mesh=mesh, in_specs=given, out_specs=(*state, groups), axis_names=set(ours), check_vma=False
     )
     # said once more for jit: else it would simplify the places of results, and compile the second step anew for them
-    places = jax.tree.map(functools.partial(NamedSharding, mesh), (specs, state_specs, groups))
+    # metrics of all groups are everywhere: every process logs or follows them
+    places = jax.tree.map(functools.partial(NamedSharding, mesh), (specs, state_specs, P()))
     compiled = jax.jit(step, donate_argnums=(0, 1), out_shardings=places)
     init = jax.jit(jax.vmap(transform.init), out_shardings=places[1])
     return Program(mesh, model.width, compiled, init, specs, state_specs)

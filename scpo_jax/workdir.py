@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import time
+import uuid
 
 from etils import epath
 
@@ -10,6 +12,7 @@ from scpo_jax.data import preferences
 from scpo_jax.errors import InputError
 
 SCHEMA_VERSION = 1
+SECONDS_TO_APPEAR = 5.0  # until a file that one host wrote is seen by another
 
 
 def digest(value) -> str:
@@ -66,6 +69,27 @@ class Workdir:
         if schema != SCHEMA_VERSION:
             raise InputError(f"{path} has schema {schema}, this version reads {SCHEMA_VERSION}: use another --workdir")
         return record
+
+    def write_token(self) -> str:
+        """Leaves a file by which other processes tell that this is their workdir as well; its name."""
+        check_place(self.root, "--workdir")
+        self.root.mkdir(parents=True, exist_ok=True)
+        name = f".token-{uuid.uuid4().hex}"
+        (self.root / name).write_text(name)
+        return name
+
+    def sees(self, token: str) -> bool:
+        """Whether the file that another process wrote is here, or appears soon."""
+        limit = time.monotonic() + SECONDS_TO_APPEAR
+        while not (self.root / token).exists():
+            if time.monotonic() > limit:
+                return False
+            time.sleep(0.1)
+        return True
+
+    def remove_token(self, token: str) -> None:
+        """Removes what `write_token` left."""
+        (self.root / token).unlink()
 
     def fingerprint(self, stage: str) -> str:
         """Name of what a stage computes, of its latest run."""

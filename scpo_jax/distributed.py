@@ -1,0 +1,211 @@
+"""Several processes as one: they find each other, wait for each other, agree, and end together.
+
+All of them run the same program in the same order; process 0 alone decides and writes. With one process, which is
+what there is unless `initialize` finds more, nothing here waits or talks to anybody.
+"""
+
+import itertools
+import json
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable
+
+import numpy as np
+
+from scpo_jax.errors import InputError
+
+SECONDS_TO_MEET = 300  # until all processes have been started
+SECONDS_AT_BARRIER = 3600  # longer than process 0 works alone while the others wait
+SECONDS_TO_HEAR = 10  # until all processes know that one has failed
+END = "scpo/end"  # key under which a process says that, and why, all have to end
+
+
+class PeerError(Exception):
+    """Another process did not do its part: which, and what was waited for, in one line."""
+
+
+class _Here:
+    """This process among all."""
+
+    def __init__(self):
+        self.index, self.count, self.client, self.watcher = 0, 1, None, None
+        self.calls, self.ending = itertools.count(), threading.Lock()
+
+
+_here = _Here()
+
+
+def initialize(coordinator: str | None, processes: int | None, process: int | None, heartbeat_seconds: int) -> None:
+    """Joins the other processes: those that the flags name, else those of the TPU pod, else none.
+
+    To be called once, before anything is computed. `heartbeat_seconds`: a process silent for so long is lost, and all
+    end. Raises InputError.
+    """
+    _check_flags(coordinator, processes, process)
+    import jax  # sets TPU_ML_PLATFORM on a machine with TPUs
+
+    if processes == 1 or (coordinator is None and "TPU_ML_PLATFORM" not in os.environ):
+        return
+    who = "the processes" if processes is None else f"process {process} of {processes}"
+    lost = f"{who} did not meet at {coordinator or 'the coordinator of the pod'} within {SECONDS_TO_MEET} s: were all "
+    alarm = threading.Timer(SECONDS_TO_MEET, _leave, [f"{lost}started, with the same --coordinator?", 1])
+    alarm.daemon = True  # jax itself aborts with a stack trace
+    alarm.start()
+    limits = {"initialization_timeout": SECONDS_TO_MEET + 60, "heartbeat_timeout_seconds": heartbeat_seconds}
+    named = {} if coordinator is None else {"cluster_detection_method": "deactivate"}
+    try:
+        jax.distributed.initialize(coordinator, processes, process, **named, **limits)
+    except ValueError:  # no pod: a TPU host for itself
+        if coordinator is not None:
+            raise
+        return
+    except RuntimeError as error:
+        raise InputError(f"--coordinator={coordinator}: {str(error).splitlines()[0]}") from error
+    finally:
+        alarm.cancel()
+    _join()
+
+
+def _check_flags(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Refuses flags that do not go together."""
+    if (coordinator, processes, process) == (None, None, None):
+        return
+    if None in (coordinator, processes, process):
+        raise InputError("--coordinator=HOST:PORT, --processes=N and --process=I go together: give all three or none")
+    if not re.fullmatch(r".+:\d{1,5}", coordinator) or not 0 < int(coordinator.rpartition(":")[2]) < 1 << 16:
+        raise InputError(f"--coordinator={coordinator}: it is HOST:PORT of process 0, such as 10.0.0.1:8476")
+    if processes < 1 or not 0 <= process < processes:
+        raise InputError(f"--process={process} --processes={processes}: processes are numbered from 0 to N - 1")
+
+
+def _join() -> None:
+    """Takes part, and listens for the end."""
+    import jax
+    from jax._src import distributed  # the key-value store and barriers with a time limit have no public name
+
+    _here.index, _here.count, _here.client = jax.process_index(), jax.process_count(), distributed.global_state.client
+    if _here.count > 1:
+        _here.watcher = threading.Thread(target=_watch, daemon=True)
+        _here.watcher.start()
+
+
+def count() -> int:
+    """Number of processes."""
+    return _here.count
+
+
+def index() -> int:
+    """Which of them this is."""
+    return _here.index
+
+
+def is_writer() -> bool:
+    """Whether this is process 0, the only one that writes and speaks."""
+    return _here.index == 0
+
+
+def barrier(name: str, seconds: float | None = None) -> None:
+    """Waits until every process has come here. Raises PeerError after `seconds`, which says who is missing."""
+    if _here.count > 1:
+        _wait(f"scpo/{next(_here.calls)}/{name}", name, SECONDS_AT_BARRIER if seconds is None else seconds)
+
+
+def _wait(key: str, name: str, seconds: float) -> None:
+    try:
+        _here.client.wait_at_barrier(key, int(1000 * seconds))
+    except RuntimeError as error:
+        missing = re.findall(r"^(?:.*task:)?(\d+)$", str(error).partition("timed out task names:")[2], re.MULTILINE)
+        who = f"process {', '.join(missing)} did not come" if missing else str(error).splitlines()[0]
+        raise PeerError(f"waited {seconds:g} s for all {_here.count} processes at {name!r}: {who}") from error
+
+
+def gather(name: str, value) -> list:
+    """The JSON `value` of every process, on every process."""
+    if _here.count == 1:
+        return [value]
+    key = f"scpo/{next(_here.calls)}/{name}"
+    _here.client.key_value_set(f"{key}/{_here.index}", json.dumps(value))
+    _wait(key, name, SECONDS_AT_BARRIER)
+    return [json.loads(_here.client.blocking_key_value_get(f"{key}/{i}", 60_000)) for i in range(_here.count)]
+
+
+def on_writer(name: str, function: Callable[[], object]):
+    """The JSON value that `function` returns on process 0, which alone calls it, on every process."""
+    if _here.count == 1:
+        return function()
+    return gather(name, function() if is_writer() else None)[0]
+
+
+def check_same(what: str, value) -> None:
+    """Refuses processes that are not of one mind: `value`, JSON, differs."""
+    values = gather(what, value)
+    others = [str(i) for i, other in enumerate(values) if other != values[0]]
+    if others:
+        raise InputError(f"{what} of process {', '.join(others)} differs from that of process 0: start all alike")
+
+
+def summed(array: np.ndarray) -> np.ndarray:
+    """The sum over processes of arrays of one shape, the same bits on every process."""
+    if _here.count == 1:
+        return array
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(array)).sum(0, dtype=array.dtype)
+
+
+def fail(line: str, code: int) -> None:
+    """Ends every process with the exit code; the others print `line` and who said it. One alone goes on."""
+    if _here.count > 1 and _here.ending.acquire(blocking=False):
+        told = {"line": f"process {_here.index}: {line}", "code": code}
+        try:
+            _here.client.key_value_set(END, json.dumps(told))
+        except RuntimeError:  # another process was first
+            pass
+        _leave_together(code)
+
+
+def finish() -> None:
+    """Waits for all processes at the end of a command."""
+    if _here.count > 1:
+        barrier("the end")
+        if is_writer():
+            _here.client.key_value_set(END, json.dumps({"line": "", "code": 0}))
+        _here.watcher.join(SECONDS_TO_HEAR)
+
+
+def _watch() -> None:
+    """Ends this process, whatever it is waiting for, when another one has failed."""
+    told = None
+    while told is None:
+        try:
+            told = json.loads(_here.client.blocking_key_value_get(END, 3_600_000))
+        except RuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                return  # process 0 is gone, and jax says so
+    if told["code"] and _here.ending.acquire(blocking=False):
+        print(f"scpo: error: {told['line']}", file=sys.stderr, flush=True)
+        _leave_together(told["code"])
+
+
+def _leave_together(code: int) -> None:
+    """Ends this process; process 0, through which the others hear of it, after they have."""
+    heard = f"{END} heard/"
+    try:
+        _here.client.key_value_set(f"{heard}{_here.index}", "")
+        if is_writer():
+            for i in range(1, _here.count):
+                _here.client.blocking_key_value_get(f"{heard}{i}", 1000 * SECONDS_TO_HEAR)
+    except RuntimeError:  # one of them hears nothing any more
+        pass
+    _leave("", code)
+
+
+def _leave(line: str, code: int) -> None:
+    """Ends this process at once: the usual way waits for the other processes, and for what other threads do."""
+    if line:
+        print(f"scpo: error: {line}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
