@@ -1,6 +1,8 @@
 """How good each reward model is on test users: records of accuracy, and the reference's report files."""
 
+import functools
 import json
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -243,7 +245,9 @@ def percent_report(groups: dict[str, GroupPairs], methods: Sequence[str], which:
             for name, method in scored_by.items()
         }
     means = {name: [row[name] for row in report.values() if row.get(name) is not None] for name in names}
-    return {**report, "avg": {name: sum(values) / len(values) for name, values in means.items() if values}}
+    # added in turn, as the reference's Python did: sum() compensates for rounding since 3.12
+    sums = {name: functools.reduce(operator.add, values) for name, values in means.items() if values}
+    return {**report, "avg": {name: sums[name] / len(means[name]) for name in sums}}
 
 
 def edited_ratios(selection: Sequence[dict], groups: Sequence[str]) -> dict:
