@@ -74,6 +74,12 @@ def order_of(pairs: Pairs, options: Options) -> np.ndarray:
     return order.shuffled(lengths, options.batch_size, options.seed, options.max_steps)
 
 
+def plan_of(trainings: Sequence[Training], groups: int, shares: int, width: int) -> batches.Plan:
+    """The plan of all steps of trainings at once; the arguments are those of `batches.plan`."""
+    orders = [order_of(training.pairs, training.options) for training in trainings]
+    return batches.plan([training.pairs for training in trainings], orders, groups, shares, width)
+
+
 class Validation(NamedTuple):
     """Held-out pairs and the compiled score function to judge a step by."""
 
@@ -125,8 +131,7 @@ def train(
       state, save_every: where to save the training state, and every how many steps (0: never).
     """
     groups = -(-len(trainings) // program.mesh.shape["group"]) * program.mesh.shape["group"]
-    pairs, orders = [t.pairs for t in trainings], [order_of(t.pairs, t.options) for t in trainings]
-    plan = batches.plan(pairs, orders, groups, program.mesh.shape["data"], program.width)
+    pairs, plan = [t.pairs for t in trainings], plan_of(trainings, groups, program.mesh.shape["data"], program.width)
     rates, seeds = rates_of(trainings, groups), np.resize([t.options.seed for t in trainings], groups)
     judges = [Validation(score_function, t.held_out) if t.held_out else None for t in trainings]
     live = start(program, params, groups, judges)
