@@ -232,7 +232,7 @@ def report(facts: dict, costs: dict[str, Cost], capacity: int) -> str:
     fill = ", ".join(f"{name} {100 * share:.1f} %" for name, share in facts["fill"].items())
     lines = [
         f"{facts['topology']}: {facts['devices']} devices ({facts['device_kind']}), {facts['devices_per_chip']} a "
-        f"chip{cores}, on {facts['hosts']} hosts; mesh {mesh}. A device has {capacity / 2**30:.2f} GiB.",
+        f"chip{cores}; mesh {mesh}. A device has {capacity / 2**30:.2f} GiB.",
         "Memory in GiB and collectives in MiB, of one device and one step or batch; kept: what is in memory beside.\n",
         table(header, rows),
         f"\nReal tokens of all computed: {fill}; lengths from {facts['lengths']}.",

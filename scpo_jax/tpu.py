@@ -4,6 +4,7 @@ It comes with the package `libtpu` (extra `tpu`) and needs neither a TPU nor a n
 """
 
 import importlib.util
+import math
 import os
 import re
 from typing import NamedTuple
@@ -56,25 +57,27 @@ def devices(topology: str) -> list:
 
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    chips = [int(number) for number in re.findall(r"\d+", topology.partition(":")[2])]
+    # a host has four chips unless this says otherwise
+    bounds = {"chips_per_host_bounds": [*chips, 1, 1][:3]} if 0 < math.prod(chips) < 4 and chips else {}
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+        described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **bounds)
     except Exception as error:  # the plugin's own errors, by what is wrong with the name
         raise InputError(
             f"--topology={topology}: {str(error).splitlines()[0]}; a topology is a kind of TPU and the chips along "
             "each axis, like v5e:2x4, v6e:4x4, v5p:2x2x2, v4:2x2x1 or tpu7x:2x2x1"
         ) from error
+    return list(described.devices)
 
 
 def describe(slice_devices: list) -> dict:
-    """Kind of the devices, how many there are, and how many of them a chip and a host have."""
+    """Kind of the devices, how many there are, how many of them a chip has and how many cores each of them."""
     chips = {tuple(device.coords) for device in slice_devices}
-    hosts = {device.process_index for device in slice_devices}
     return {
         "device_kind": slice_devices[0].device_kind,
         "devices": len(slice_devices),
         "devices_per_chip": len(slice_devices) // len(chips),
         "cores_per_device": getattr(slice_devices[0], "num_cores", 1) or 1,
-        "hosts": len(hosts),
     }
 
 

@@ -54,7 +54,7 @@ def prism(folder):
 def here(monkeypatch):
     """Compiles for this machine instead of a slice; returns what may be changed of it."""
     slice_ = types.SimpleNamespace(capacity=2**30)
-    facts = {"device_kind": "a CPU", "devices": 1, "devices_per_chip": 1, "cores_per_device": 1, "hosts": 1}
+    facts = {"device_kind": "a CPU", "devices": 1, "devices_per_chip": 1, "cores_per_device": 1}
     monkeypatch.setattr(tpu, "devices", lambda topology: jax.devices()[:1])
     monkeypatch.setattr(tpu, "describe", lambda devices: facts)
     monkeypatch.setattr(tpu, "capacity", lambda device: slice_.capacity)
@@ -126,10 +126,25 @@ def test_it_says_and_writes_what_every_program_takes(prism, here, tmp_path, caps
     assert "config.data.length_quantiles (HannahRoseKirk/prism-alignment is not here)" in said
     assert written["fill"]["train 2 groups"] == pytest.approx(60 / 64, abs=0.01)
     (step,) = (program for name, program in written["programs"].items() if name.startswith("train"))
-    model = module.build(SMALL)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(module.abstract_params(model)))
-    # of two groups itself, AdamW's two moments and the best; the model that they started from
-    assert step["hbm_bytes"] > 4 * (2 * (3 + 1) + 1) * parameters
+    assert step["flops"] > 0 and step["capacity_bytes"] == here.capacity
+    assert step["hbm_bytes"] > 4 * 3 * 2 * parameters()  # of two groups, with AdamW's two moments
+
+
+def parameters() -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(module.abstract_params(module.build(SMALL))))
+
+
+@pytest.mark.parametrize(("eval_every", "models"), [(0, 1), (2, 2 + 1)])
+def test_what_is_in_memory_beside_a_step(prism, here, uncompiled, tmp_path, eval_every, models):
+    """The model that all started from and, if steps are validated, the best parameters of the two groups."""
+    output = tmp_path / "preflight.json"
+    assert scpo(*prism, "--topology=v5e:2x2", f"--config.train.eval_every={eval_every}", f"--output={output}") == 0
+    programs = json.loads(output.read_text())["programs"]
+    steps = {program["hbm_bytes"] for name, program in programs.items() if name.startswith("train")}
+    assert steps == {100 + models * 4 * parameters()}
+    if eval_every:  # the whole state of the training; its steps are counted too, a number for each group
+        (validation,) = {program["hbm_bytes"] for name, program in programs.items() if name.startswith("validate")}
+        assert validation == 100 + (3 * 2 + models) * 4 * parameters() + 2 * 4
 
 
 def test_a_program_that_does_not_fit_is_named(prism, here, tmp_path, capsys):
@@ -174,20 +189,21 @@ def test_a_model_from_scratch_without_its_texts(prism, here, uncompiled, capsys)
 
 
 @pytest.mark.parametrize(
-    ("topology", "kind", "per_chip", "gib"),
+    ("topology", "kind", "devices", "per_chip", "gib"),
     [
-        ("v5e:2x4", "TPU v5 lite", 1, 15.75),
-        ("v5p:2x2x2", "TPU v5", 1, 95.74),
-        ("v6e:2x4", "TPU v6 lite", 1, 31.25),
-        ("v4:2x2x1", "TPU v4", 2, 15.25),
-        ("tpu7x:2x2x1", "TPU7x", 2, 94.75),
+        ("v5e:1x1", "TPU v5 lite", 1, 1, 15.75),
+        ("v5e:2x4", "TPU v5 lite", 8, 1, 15.75),
+        ("v5p:2x2x2", "TPU v5", 8, 1, 95.74),
+        ("v6e:2x4", "TPU v6 lite", 8, 1, 31.25),
+        ("v4:2x2x1", "TPU v4", 8, 2, 15.25),
+        ("tpu7x:2x2x1", "TPU7x", 8, 2, 94.75),
     ],
 )
-def test_devices_of_a_slice(topology, kind, per_chip, gib):
-    devices = tpu_helpers.devices_or_skip(topology)
-    facts = tpu.describe(devices)
-    assert (facts["device_kind"], facts["devices"], facts["devices_per_chip"]) == (kind, 8, per_chip)
-    assert tpu.capacity(devices[0]) == int(gib * 2**30)
+def test_devices_of_a_slice(topology, kind, devices, per_chip, gib):
+    found = tpu_helpers.devices_or_skip(topology)
+    facts = tpu.describe(found)
+    assert (facts["device_kind"], facts["devices"], facts["devices_per_chip"]) == (kind, devices, per_chip)
+    assert tpu.capacity(found[0]) == int(gib * 2**30)
     assert kind in tpu.MACHINES
 
 
@@ -221,7 +237,7 @@ def test_a_step_costs_what_its_layers_cost(monkeypatch):
     assert {"all-gather", "reduce-scatter"} <= set(loop.collectives), (loop.collectives, unrolled.collectives)
 
 
-@pytest.mark.parametrize("topology", ["v4:1x1x1"])
+@pytest.mark.parametrize("topology", ["v4:2x2x1"])
 def test_preflight_of_a_slice(prism, topology, capsys):
     tpu_helpers.devices_or_skip(topology)
     assert scpo(*prism, f"--topology={topology}") == 0
