@@ -55,6 +55,15 @@ class Device(NamedTuple):
     dtype: str
 
 
+class Program(NamedTuple):
+    """A program to compile."""
+
+    key: object  # what tells programs apart
+    lower: Callable  # () -> the program, lowered
+    arguments: int  # bytes
+    kept: int  # bytes that are in memory besides
+
+
 def show(config, topology: str, output: str) -> bool:
     """Prints what the programs of a run take on a slice, writes it to `output`; whether all fit. Raises InputError."""
     configuration.check(config)
@@ -83,42 +92,47 @@ def show(config, topology: str, output: str) -> bool:
     return not unfit
 
 
-def compile_all(programs: dict[str, tuple], device: Device) -> dict[str, Cost]:
+def compile_all(programs: dict[str, Program], device: Device) -> dict[str, Cost]:
     """The cost of every program; says of each when it is known. As many are compiled at once as there are cores."""
     costs = {}
     with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, MOST_AT_ONCE)) as pool:
         compiled = {}
-        for key, lower, _ in programs.values():
-            if key not in compiled:
-                compiled[key] = pool.submit(cost_of, lower, device)
-        for name, (key, _, kept) in programs.items():
-            costs[name] = with_kept(compiled[key].result(), kept, device.capacity)
+        for program in programs.values():
+            if program.key not in compiled:
+                compiled[program.key] = pool.submit(cost_of, program, device)
+        for name, program in programs.items():
+            costs[name] = with_kept(compiled[program.key].result(), program.kept, device.capacity)
             logs.say(f"preflight: {len(costs)} of {len(programs)}, {name}: {verdict(costs[name])}")
     return costs
 
 
-def programs_of(material, mesh: Mesh, trainings, scorings) -> dict[str, tuple]:
-    """Name -> (what tells programs apart, function that lowers it, bytes it finds in memory beside its arguments)."""
+def programs_of(material, mesh: Mesh, trainings, scorings) -> dict[str, Program]:
+    """The programs of a run by name: of each training its optimizer's state and its steps, and of the scoring."""
     model, programs, held = material.model, {}, 0
     start = bytes_of(module.abstract_params(model))
     for work in trainings:
-        program = train_groups.make_program(model, mesh, work.options)
-        shapes = {
-            shape: train_step.step_arguments(program, model, work.groups, work.pairs, shape) for shape in work.shapes
+        compiled = train_groups.make_program(model, mesh, work.options)
+        steps = {
+            f"{work.name} {rows}x{tokens}": train_step.step_arguments(
+                compiled, model, work.groups, work.pairs, (rows, tokens)
+            )
+            for rows, tokens in work.shapes
         }
-        params, state, *_ = next(iter(shapes.values()))
-        best = bytes_of(params) * work.validates
-        held = max(held, bytes_of((params, state)) + best + start)
-        programs[f"optimizer of {work.name}"] = (work.name, lowering(program.init, params), best + start)
-        for shape, arguments in shapes.items():
-            name = f"{work.name} {shape[0]}x{shape[1]}"
-            programs[name] = (name, lowering(program.step, *arguments), best + start)
+        params, state, *_ = next(iter(steps.values()))
+        kept = start + bytes_of(params) * work.validates
+        held = max(held, bytes_of((params, state)) + kept)
+        name = f"optimizer of {work.name}"
+        programs[name] = Program(name, lowering(compiled.init, params), bytes_of(params), kept)
+        for name, arguments in steps.items():
+            programs[name] = Program(name, lowering(compiled.step, *arguments), bytes_of(arguments), kept)
     alone = sharding.make_mesh(1, 1, 1, list(mesh.devices.flat[:1]))
     for work in scorings:
         for shape, slots in work.batches:
+            arguments = score_arguments(model, alone, shape, slots)
+            lower = score_lowering(model, trainings[0].options.dtype, alone, arguments)
             name = f"{work.name} {shape[0]}x{shape[1]}, {slots} scores"
-            lower = score_lowering(model, trainings[0].options.dtype, alone, shape, slots)
-            programs[name] = ((shape, slots), lower, held if work.name == "validate" else 0)
+            kept = held if work.name == "validate" else 0
+            programs[name] = Program((shape, slots), lower, bytes_of(arguments), kept)
     return programs
 
 
@@ -126,21 +140,23 @@ def lowering(function, *arguments) -> Callable:
     return lambda: function.lower(*arguments)
 
 
-def score_lowering(model, dtype: str, mesh: Mesh, shape, slots: int) -> Callable:
-    """Lowers the scoring of a batch on the one device of the mesh."""
+def score_arguments(model, mesh: Mesh, shape, slots: int) -> tuple[dict, TextBatch]:
+    """Parameters and a batch to score, as shapes on the one device of the mesh."""
     place = NamedSharding(mesh, P())
 
-    def array(*shape):
-        return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=place)
+    def array(dtype, *shape):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
-    params = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), module.abstract_params(model)
-    )
+    params = jax.tree.map(lambda leaf: array(leaf.dtype, *leaf.shape), module.abstract_params(model))
+    return params, TextBatch(*[array(jnp.int32, *shape)] * 4, *[array(jnp.int32, slots)] * 2)
+
+
+def score_lowering(model, dtype: str, mesh: Mesh, arguments: tuple) -> Callable:
+    """Lowers the scoring of a batch on the one device of the mesh."""
 
     def lower():
         with jax.set_mesh(mesh):  # the model asks it which kernels there are
-            texts = TextBatch(*[array(*shape)] * 4, *[array(slots)] * 2)
-            return score.score_function(model, dtype).compiled.lower(params, texts)
+            return score.score_function(model, dtype).compiled.lower(*arguments)
 
     return lower
 
@@ -155,23 +171,23 @@ def bytes_of(tree) -> int:
     return sum(own(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def cost_of(lower: Callable, device: Device) -> Cost:
+def cost_of(program: Program, device: Device) -> Cost:
     """Compiles a program and reads what it costs; one that is too large for the compiler does not fit."""
     try:
-        compiled = lower().compile()
+        compiled = program.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         needed = tpu.too_large(str(error))
         if not needed:
             raise
-        return Cost(False, needed[0], 0, 0, needed[0], 0, {})
+        return Cost(False, needed[0], program.arguments, 0, max(needed[0] - program.arguments, 0), 0, {})
     memory = compiled.memory_analysis()
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     temporary = memory.temp_size_in_bytes + results + memory.generated_code_size_in_bytes
-    program = hlo.parse(compiled.as_text())
-    collectives = hlo.collective_bytes(program, device.trips)
+    text = hlo.parse(compiled.as_text())
+    collectives = hlo.collective_bytes(text, device.trips)
     return Cost(
         True, memory.argument_size_in_bytes + temporary, memory.argument_size_in_bytes, 0, temporary,
-        hlo.product_flops(program, device.trips), collectives, seconds(program, collectives, device),
+        hlo.product_flops(text, device.trips), collectives, seconds(text, collectives, device),
     )  # fmt: skip
 
 

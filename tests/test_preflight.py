@@ -65,8 +65,8 @@ def here(monkeypatch):
 def uncompiled(monkeypatch):
     """Programs are lowered only."""
 
-    def cost_of(lower, device):
-        lower()
+    def cost_of(program, device):
+        program.lower()
         return preflight.Cost(True, 100, 60, 0, 40, 1, {})
 
     monkeypatch.setattr(preflight, "cost_of", cost_of)
@@ -76,7 +76,12 @@ def uncompiled(monkeypatch):
     ("message", "sizes"),
     [
         (SCORING, (8 * 2**40, int(15.75 * 2**30))),
-        ("nothing of the kind", None),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.31G of 15.48G hbm. Exceeded hbm "
+            "capacity by 4.84G.",
+            (int(20.31 * 2**30), int(15.48 * 2**30)),
+        ),
+        ("INTERNAL: Mosaic failed to compile TPU kernel", None),
     ],
 )
 def test_what_the_compiler_says_of_too_large_a_program(message, sizes):
@@ -224,7 +229,7 @@ def step_cost(devices, monkeypatch, unrolled: bool) -> preflight.Cost:
     arguments = train_step.step_arguments(program, model, 2, 1, (2, 128))
     kind = devices[0].device_kind
     device = preflight.Device(2**34, tpu.MACHINES[kind], {"": 2}, "bfloat16")
-    return preflight.cost_of(preflight.lowering(program.step, *arguments), device)
+    return preflight.cost_of(preflight.Program("", preflight.lowering(program.step, *arguments), 0, 0), device)
 
 
 def test_a_step_costs_what_its_layers_cost(monkeypatch):
