@@ -185,8 +185,10 @@ def cost_of(program: Program, device: Device) -> Cost:
     temporary = memory.temp_size_in_bytes + results + memory.generated_code_size_in_bytes
     text = hlo.parse(compiled.as_text())
     collectives = hlo.collective_bytes(text, device.trips)
+    # with the padding of the device's layout, and with arguments that the program does not read
+    arguments = max(memory.argument_size_in_bytes, program.arguments)
     return Cost(
-        True, memory.argument_size_in_bytes + temporary, memory.argument_size_in_bytes, 0, temporary,
+        True, arguments + temporary, arguments, 0, temporary,
         hlo.product_flops(text, device.trips), collectives, seconds(text, collectives, device),
     )  # fmt: skip
 

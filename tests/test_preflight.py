@@ -152,12 +152,12 @@ def test_what_is_in_memory_beside_a_step(prism, here, uncompiled, tmp_path, eval
         assert validation == 100 + (3 * 2 + models) * 4 * parameters() + 2 * 4
 
 
-def test_a_program_that_does_not_fit_is_named(prism, here, tmp_path, capsys):
+def test_a_program_that_does_not_fit_is_named(prism, here, uncompiled, tmp_path, capsys):
     output = tmp_path / "preflight.json"
-    here.capacity = 2**20
+    here.capacity = 1000
     assert scpo(*prism, "--topology=v5e:2x2", f"--output={output}") == 1
     said, programs = capsys.readouterr().out, json.loads(output.read_text())["programs"]
-    assert not programs["train 2 groups 16x64"]["fits"] and "NO" in said
+    assert not programs["train 2 groups 16x64"]["fits"] and programs["score 128x64, 128 scores"]["fits"]
     assert "It does not fit: " in said and "train 2 groups: " in said
 
 
