@@ -76,6 +76,7 @@ def data() -> ConfigDict:
     config.split_seed = -1  # seed of that split; -1 derives it from config.seed
     config.min_share_gap = 0.1  # global_opinions: two options make a pair if their shares differ by as much
     config.max_pairs_per_cell = 6  # global_opinions: pairs of a question and country at most
+    config.length_quantiles = PRISM_LENGTHS  # preflight, where there are no data: tokens of texts, evenly spaced shares
     config.simulated = ConfigDict()
     config.simulated.users_per_group = 200  # of a minority country; a majority one has three times as many
     config.simulated.cultural_strength = 1.0  # scale of the differences between groups; 0 is the null world
@@ -87,6 +88,17 @@ def data() -> ConfigDict:
 JSONL_COLUMNS = (
     "prompt", "chosen", "rejected", "group", "user_id", "interaction_id", "pair_id", "chosen_id", "rejected_id",
     "margin",
+)  # fmt: skip
+
+
+# Percentiles 0 to 100 of the lengths of 8,418 texts of PRISM, prompt and response, by the tokenizer of all-MiniLM-L6-v2
+# with its special tokens, cut to 512 (mean 126). The conversations of other configs may be longer.
+PRISM_LENGTHS = (
+    8, 15, 20, 24, 28, 32, 36, 39, 42, 46, 49, 51, 53, 55, 58, 59, 61, 62, 64, 65, 66, 68, 69, 70, 71, 72, 73, 74,
+    75, 76, 77, 78, 80, 81, 82, 83, 85, 86, 87, 89, 90, 91, 93, 94, 96, 97, 98, 100, 102, 103, 105, 106, 108, 110,
+    112, 114, 116, 119, 121, 124, 126, 129, 131, 134, 136, 140, 143, 147, 150, 155, 158, 162, 166, 170, 174, 177,
+    180, 182, 185, 187, 190, 192, 195, 197, 201, 204, 209, 213, 219, 226, 235, 247, 257, 262, 267, 270, 274, 279,
+    286, 310, 512,
 )  # fmt: skip
 
 

@@ -134,6 +134,7 @@ def check(config: ConfigDict) -> None:
         for key in keys:
             if values[key] < least:
                 raise InputError(f"config.{key}={values[key]}: it has to be at least {least}")
+    check_quantiles(config.data.length_quantiles)
     if not config.scpo.beta > 0:
         raise InputError(f"config.scpo.beta={config.scpo.beta}: it has to be above 0")
     if config.train.groups_per_program < 1 and config.train.groups_per_program != -1:
@@ -147,6 +148,16 @@ def check(config: ConfigDict) -> None:
     if not config.model.name_or_path and not config.global_rm.train:
         raise InputError(
             "config.model.name_or_path is empty and config.global_rm.train is False: name a reward model or train one"
+        )
+
+
+def check_quantiles(quantiles: tuple) -> None:
+    """Refuses lengths of texts that are no quantiles."""
+    whole = all(isinstance(length, int) and not isinstance(length, bool) for length in quantiles)
+    if len(quantiles) < 2 or not whole or list(quantiles) != sorted(quantiles) or quantiles[0] < 1:
+        raise InputError(
+            f"config.data.length_quantiles={str(tuple(quantiles))[:80]}: it has to be two or more rising numbers of "
+            "tokens, like (8,105,310)"
         )
 
 

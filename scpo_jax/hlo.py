@@ -139,6 +139,22 @@ def cycles(module: Module, trips: Mapping[str, int], kernels: Mapping[str, int] 
     return total
 
 
+def kernels(module: Module, trips: Mapping[str, int]) -> Iterator[tuple[int, int, int]]:
+    """(float operations, bytes moved, how often) of each kernel call, Pallas or the compiler's own.
+
+    Raises ValueError for a kernel of which this is not known: it must not pass for free.
+    """
+    for instruction, name, times in executed(module, trips):
+        if 'custom_call_target="tpu_custom_call"' in instruction.attributes:
+            computation = module.computations[name]
+            operations = flops(computation, instruction)
+            if not operations:
+                raise ValueError(f"the kernel call {instruction.name} does not state what it costs")
+            moved = re.search(r'"bytes_accessed":"?(\d+)', instruction.attributes)
+            shapes = [computation[operand].shape for operand in instruction.operands] + [instruction.shape]
+            yield operations, int(moved[1]) if moved else sum(map(sum, map(array_bytes, shapes))), times
+
+
 def collective_bytes(module: Module, trips: Mapping[str, int]) -> dict[str, int]:
     """Bytes that each kind of collective moves on one device, of its input or output the larger; only kinds that occur.
 
@@ -200,6 +216,11 @@ def flops(computation: Mapping[str, Instruction], instruction: Instruction) -> i
     stated = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', instruction.attributes)
     if stated:
         return int(stated[1])
+    if instruction.name.startswith(
+        "online-softmax"
+    ):  # the compiler's: scores [..., T, T] -> weights @ value [..., T, K]
+        scores, mixed = computation[instruction.operands[0]].shape, instruction.shape
+        return 2 * math.prod(arrays_of(scores)[0][1]) * arrays_of(mixed)[0][1][-1]
     if instruction.opcode not in ("dot", "convolution"):
         return 0
     left, right = (arrays_of(computation[name].shape)[0][1] for name in instruction.operands)

@@ -18,7 +18,7 @@ class Command(NamedTuple):
 
     summary: str
     define: Callable[[flags.FlagValues], None]
-    run: Callable[[flags.FlagValues, str], None]
+    run: Callable[[flags.FlagValues, str], int | None]  # the exit code, None for 0
 
 
 def _define_run(values: flags.FlagValues) -> None:
@@ -122,11 +122,29 @@ def _export(values: flags.FlagValues, command: str) -> None:
     judge.export(values.checkpoint, values.output)
 
 
+def _define_preflight(values: flags.FlagValues) -> None:
+    from scpo_jax import configuration
+
+    flags.DEFINE_string("config", None, "config file; --config.KEY=VALUE changes a key", flag_values=values)
+    configuration.define_flags(values)
+    flags.DEFINE_string("topology", None, "TPU slice to compile for, like v5e:2x4 or v5p:2x2x2", flag_values=values)
+    flags.DEFINE_string("output", None, "JSON file to write: memory, FLOPs and collectives", flag_values=values)
+
+
+def _preflight(values: flags.FlagValues, command: str) -> int:
+    from scpo_jax import configuration, preflight
+
+    _require(values, "config", "topology")
+    fits = preflight.show(configuration.load(values.config, values), values.topology, values.output)
+    return 0 if fits else 1
+
+
 COMMANDS = {
     "run": Command("from preference pairs to one reward model per group", _define_run, _run),
     "score": Command("score texts with a reward model", _define_score, _score),
     "evaluate": Command("accuracy of a reward model on preference pairs", _define_evaluate, _evaluate),
     "export": Command("write a checkpoint as a Hugging Face folder", _define_export, _export),
+    "preflight": Command("compile a run for a TPU slice without one", _define_preflight, _preflight),
 }
 USAGE = "usage: scpo COMMAND [--flag=value ...]; scpo COMMAND --help lists its flags\n" + "\n".join(
     f"  {name:10} {command.summary}" for name, command in COMMANDS.items()
@@ -140,7 +158,10 @@ def _require(values: flags.FlagValues, *names: str) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `argv` (with the program's name first) and returns the exit code: 0, or 2 for a user's mistake."""
+    """Runs `argv` (with the program's name first) and returns the exit code.
+
+    0, 1 where preflight finds that something does not fit, 2 for a user's mistake.
+    """
     name = argv[1] if len(argv) > 1 else ""
     if name in ("--help", "-h", "help"):
         print(USAGE)
@@ -154,7 +175,7 @@ def main(argv: Sequence[str]) -> int:
             raise InputError(f"{what}: it is one of {', '.join(COMMANDS)}")
         values = _parse(name, [argv[0], *argv[2:]])
         if values is not None:
-            COMMANDS[name].run(values, shlex.join(["scpo", *argv[1:]]))
+            return COMMANDS[name].run(values, shlex.join(["scpo", *argv[1:]])) or 0
     except InputError as error:
         return _failed(f"error: {' '.join(str(error).split())}", 2)
     except distributed.PeerError as error:

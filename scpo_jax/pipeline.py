@@ -30,6 +30,7 @@ OF_BOTH_TRAININGS = tuple(
     f"train.{name}"
     for name in ("warmup_steps", "schedule", "weight_decay", "max_grad_norm", "center_rewards_coefficient")
 )
+OF_NO_STAGE = ("data.length_quantiles",)  # only preflight reads it
 STAGES = {
     "prepare": Stage(stages.prepare, (), ("data.", "seed", "model.name_or_path", "model.revision", "model.max_length",
                                           "model.encoding", "model.scratch.vocab_size", "global_rm.train",
@@ -137,6 +138,7 @@ def own_keys(config, name: str) -> dict:
         key: value
         for key, value in configuration.flatten(config).items()
         if any(key == prefix or (prefix.endswith(".") and key.startswith(prefix)) for prefix in prefixes)
+        and key not in OF_NO_STAGE
     }
 
 

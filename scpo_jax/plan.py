@@ -83,7 +83,8 @@ def structure(config, tokenizer) -> RewardModel:
         return module.build(stages.scratch_config(config, tokenizer))
     if checkpoint.is_checkpoint(name):
         return checkpoint.load(name).model
-    return module.build(weights.read_json(hf.resolve(name, config.model.revision) / "config.json"), name)
+    folder = hf.resolve(name, config.model.revision, weights_too=False)
+    return module.build(weights.read_json(folder / "config.json"), name)
 
 
 def seconds_per_text(model: RewardModel, texts: list[encoding.Text], dtype: str) -> float:

@@ -85,18 +85,9 @@ def prepare(config, workdir: Workdir) -> None:
 
     Nothing is written before everything has been checked.
     """
-    data = config.data
     with tempfile.TemporaryDirectory() as world:
         source = read_source(config, epath.Path(world))
-        seed = derived_seed(config.seed, "split") if data.split_seed < 0 else data.split_seed
-        table, split, summary = preferences.build(
-            source,
-            groups=wanted_groups(config),
-            min_users=data.min_users,
-            test_size=data.test_size,
-            split_seed=seed,
-            max_dropped=data.max_dropped,
-        )
+        table, split, summary = split_source(config, source)
         tokenizer = make_tokenizer(config, table)
         summary |= {"known_groups": sorted(source.groups), "cut_texts": count_cut(config, tokenizer, table)}
         for file in epath.Path(world).iterdir():
@@ -109,6 +100,20 @@ def prepare(config, workdir: Workdir) -> None:
     preferences.write_table(table, workdir.pairs)
     workdir.write_json(workdir.split, split)
     workdir.write_json(workdir.summary, summary)
+
+
+def split_source(config, source: preferences.Source) -> tuple[pa.Table, dict, dict]:
+    """(table of pairs, split, summary) of a data source, as the config splits it and limits it to groups."""
+    data = config.data
+    seed = derived_seed(config.seed, "split") if data.split_seed < 0 else data.split_seed
+    return preferences.build(
+        source,
+        groups=wanted_groups(config),
+        min_users=data.min_users,
+        test_size=data.test_size,
+        split_seed=seed,
+        max_dropped=data.max_dropped,
+    )
 
 
 def check_group_names(config, existing: list[str]) -> None:
@@ -180,14 +185,8 @@ def score_global(config, workdir: Workdir) -> None:
     Of several processes each scores a part and keeps it in files of its own; process 0 writes the whole.
     """
     table = preferences.read_table(workdir.pairs)
-    steered, majority = set(steered_groups(config, table)), set(majority_groups(config))
-    rows = [
-        row
-        for row in table.to_pylist()
-        if row["group"] in steered or (row["group"] in majority and row["split"] == "test")
-    ]
     loaded = load_global(config, workdir)
-    texts = texts_of(rows)
+    texts = texts_of(scored_rows(config, table))
     parts = workdir.scores.parent / f"parts-{workdir.fingerprint('score')[:12]}"
     # named by process 0: another one may be about to write its next part
     names = distributed.on_writer("scored parts", lambda: sorted(path.name for path in parts.glob("*.parquet")))
@@ -203,6 +202,16 @@ def score_global(config, workdir: Workdir) -> None:
         write_scores(workdir.scores, {key: known[key] for key in texts})
         for folder in workdir.scores.parent.glob("parts-*"):
             folder.rmtree()
+
+
+def scored_rows(config, table: pa.Table) -> list[dict]:
+    """The pairs whose texts the global RM scores: of the steered groups, and the test pairs of the majority."""
+    steered, majority = set(steered_groups(config, table)), set(majority_groups(config))
+    return [
+        row
+        for row in table.to_pylist()
+        if row["group"] in steered or (row["group"] in majority and row["split"] == "test")
+    ]
 
 
 def score_parts(config, loaded: Loaded, texts: dict[str, encoding.Text], folder) -> dict[str, np.float32]:

@@ -6,13 +6,16 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 
 from scpo_jax import checkpoint, distributed, logs, score, scpo, sharding, stages, train_reward, train_step
 from scpo_jax.checkpoint import Loaded, TrainingState
 from scpo_jax.data import packing, preferences
 from scpo_jax.data.batches import Pairs
+from scpo_jax.data.encoding import Text
 from scpo_jax.errors import InputError
 from scpo_jax.models import hf, module
+from scpo_jax.models.module import RewardModel
 from scpo_jax.train_reward import Training
 from scpo_jax.workdir import Workdir, digest, slugs_of
 
@@ -87,11 +90,7 @@ class Trainer:
 
     def pairs(self, rows: list[dict], weights: np.ndarray) -> Pairs:
         """Encoded pairs of rows of the preference table."""
-        sides = [
-            [self._texts[score.text_key(row["prompt"], row[side])] for row in rows] for side in ("chosen", "rejected")
-        ]
-        margins = np.array([row.get("margin") or 0.0 for row in rows], np.float32)
-        return Pairs(*sides, weights, margins)
+        return pairs_of(rows, self._texts, weights)
 
     def produce(self, jobs: list[Job]) -> None:
         """Trains RMs at once, or goes on with them, and writes their checkpoints."""
@@ -152,18 +151,34 @@ class Trainer:
         return trained
 
     def _program(self, options: train_reward.Options) -> train_step.Program:
-        names = ("dtype", "weight_decay", "max_grad_norm", "center_rewards_coefficient")
-        settings = {name: getattr(options, name) for name in names}
-        key = tuple(settings.values())
+        key = tuple(program_settings(options).values())
         if key not in self._programs:
-            settings |= {"remat": self._config.train.remat, "shard_parameters": self._config.mesh.shard_parameters}
-            self._programs[key] = train_step.make_program(self._start.model, self._mesh, **settings)
+            self._programs[key] = make_program(self._config, self._start.model, self._mesh, options)
         return self._programs[key]
 
     def close(self) -> None:
         """Removes the training states that trainings under other configs have left."""
         if distributed.is_writer() and self._workdir.training.exists():
             self._workdir.training.rmtree()
+
+
+def pairs_of(rows: list[dict], texts: dict[str, Text], weights: np.ndarray) -> Pairs:
+    """Pairs of rows of the preference table; `texts` holds their encoded texts by `score.text_key`."""
+    sides = [[texts[score.text_key(row["prompt"], row[side])] for row in rows] for side in ("chosen", "rejected")]
+    margins = np.array([row.get("margin") or 0.0 for row in rows], np.float32)
+    return Pairs(*sides, weights, margins)
+
+
+def program_settings(options: train_reward.Options) -> dict:
+    """What of the options is compiled into a training step; trainings that differ elsewhere share one."""
+    names = ("dtype", "weight_decay", "max_grad_norm", "center_rewards_coefficient")
+    return {name: getattr(options, name) for name in names}
+
+
+def make_program(config, model: RewardModel, mesh: Mesh, options: train_reward.Options) -> train_step.Program:
+    """The training step of these options."""
+    how = {"remat": config.train.remat, "shard_parameters": config.mesh.shard_parameters}
+    return train_step.make_program(model, mesh, **program_settings(options), **how)
 
 
 def train(config, workdir: Workdir) -> None:

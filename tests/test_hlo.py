@@ -123,6 +123,26 @@ def test_a_kernel_is_never_free():
     assert hlo.product_flops(module, {}) == 640
 
 
+def test_what_kernels_state_of_themselves():
+    assert list(hlo.kernels(hlo.parse(KERNEL), {})) == [(640, 32, 1)]
+    with pytest.raises(ValueError, match="call"):
+        list(hlo.kernels(hlo.parse(KERNEL.replace("cost_estimate", "note")), {}))
+
+
+def test_the_compiler_s_own_softmax_is_not_free():
+    text = """HloModule s
+
+ENTRY %main (p: f32[3,2,8,8], v: f32[3,2,8,4]) -> f32[3,2,8,4] {
+  %p = f32[3,2,8,8]{3,2,1,0} parameter(0)
+  %v = f32[3,2,8,4]{3,2,1,0} parameter(1)
+  ROOT %online-softmax.1 = f32[3,2,8,4]{3,2,1,0} custom-call(%p, %v), custom_call_target="tpu_custom_call"
+}
+"""
+    operations, moved = 2 * 3 * 2 * 8 * 8 * 4, 4 * 3 * 2 * 8 * (8 + 4 + 4)
+    assert list(hlo.kernels(hlo.parse(text), {})) == [(operations, moved, 1)]
+    assert hlo.product_flops(hlo.parse(text), {}) == operations
+
+
 def test_text_without_a_program_is_an_error():
     with pytest.raises(ValueError, match="ENTRY"):
         hlo.parse("nothing")

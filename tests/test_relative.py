@@ -189,6 +189,14 @@ def test_old_tpus_get_the_plain_form(monkeypatch):
     assert not disentangled.supported(128)
 
 
+@pytest.mark.parametrize("kind, fused", [("TPU v4", False), ("TPU v5", True)])
+def test_the_mesh_that_is_compiled_for_decides(kind, fused):
+    described = jax.sharding.AbstractDevice(device_kind=kind, num_cores=1, platform="tpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=described)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert disentangled.supported(128) == fused
+
+
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v6e:2x2"])
 def test_a_training_step_of_groups_compiles_for_a_tpu(topology):
     mesh = jax.sharding.Mesh(np.asarray(tpu_helpers.devices_or_skip(topology)[:4]).reshape(2, 2), ("group", "data"))

@@ -110,8 +110,14 @@ fused.defvjp(fused_forward, fused_backward)
 
 
 def supported(length: int) -> bool:
-    """Whether TPUs can run the kernel on rows of that many columns: those of this machine, if it has any."""
-    return length <= LONGEST and jax.devices()[0].device_kind not in ROLL_IN_STEPS
+    """Whether TPUs can run the kernel on rows of that many columns.
+
+    Those of the mesh in whose context this is traced (`shard_map`, `jax.set_mesh`), which a program may be compiled
+    for without having it; without a mesh those of this machine, if it has any.
+    """
+    described = jax.sharding.get_abstract_mesh().abstract_device
+    device = jax.devices()[0] if described is None else described
+    return length <= LONGEST and device.device_kind not in ROLL_IN_STEPS
 
 
 def attend(

@@ -24,18 +24,19 @@ HEAD = ("pooler", "score")  # what `load` may draw anew; the rest must come from
 SENTENCEPIECE_FILES = ("spm.model", "tokenizer.model", "sentencepiece.bpe.model")
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", *SENTENCEPIECE_FILES)
 TORCH_FILES = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
-HUB_FILES = (
+SMALL_FILES = (
     *("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt"),
-    *("model.safetensors", "model-*.safetensors", "model.safetensors.index.json"),
     *VOCABULARY_FILES,
 )
+HUB_FILES = (*SMALL_FILES, "model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 
 
-def resolve(name_or_path: str, revision: str = "") -> pathlib.Path:
+def resolve(name_or_path: str, revision: str = "", weights_too: bool = True) -> pathlib.Path:
     """The folder of a model: a local folder as it is, else the snapshot of a hub id (fetched, or from the cache).
 
     `revision` pins a branch, tag or commit of a hub id. Of a repository only what `load` and `load_tokenizer` read is
-    fetched, `pytorch_model.bin` only where there is no safetensors file. Raises InputError.
+    fetched, `pytorch_model.bin` only where there is no safetensors file; without `weights_too` no weights at all.
+    Raises InputError.
     """
     folder = pathlib.Path(name_or_path).expanduser()
     if name_or_path and folder.is_dir():
@@ -43,8 +44,9 @@ def resolve(name_or_path: str, revision: str = "") -> pathlib.Path:
     import huggingface_hub  # slow to import, and not needed for a local folder
 
     try:
-        found = huggingface_hub.snapshot_download(name_or_path, revision=revision or None, allow_patterns=HUB_FILES)
-        if not any(pathlib.Path(found).glob("*.safetensors")):
+        files = HUB_FILES if weights_too else SMALL_FILES
+        found = huggingface_hub.snapshot_download(name_or_path, revision=revision or None, allow_patterns=files)
+        if weights_too and not any(pathlib.Path(found).glob("*.safetensors")):
             patterns = [*HUB_FILES, *TORCH_FILES]
             found = huggingface_hub.snapshot_download(name_or_path, revision=revision or None, allow_patterns=patterns)
     except Exception as error:  # the client's own errors, those of its HTTP library, OSError, ValueError
