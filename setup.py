@@ -43,6 +43,7 @@ setup(
     extras_require={
         "test": ["hypothesis", "pytest", "pytest-xdist", "ruff"],
         "torch": ["torch>=2.4"],
+        "bench": ["torch>=2.4", "trl>=1.0"],
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
     },

@@ -6,11 +6,13 @@ No module keeps random state: dropout happens if and only if a key is passed.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 GATHERED = "gathered"  # checkpoint name of parameters that were made whole from the shares of several devices
@@ -97,8 +99,25 @@ def dropout(x, rate: float, key):
     """Zero entries with probability `rate` and scale up the rest; `x` itself without a key."""
     if key is None or rate == 0:
         return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+    return jnp.where(kept(key, rate, x.shape), x / (1 - rate), 0).astype(x.dtype)
+
+
+def kept(key, rate: float, shape: tuple[int, ...]):
+    """Where dropout keeps entries: bool of `shape`, the very draws of `jax.random.bernoulli(key, 1 - rate, shape)`.
+
+    Threefry-2x32 (Salmon et al. 2011) on each entry's number, written in one piece: jax loops over its rounds on CPUs,
+    where this takes a fifteenth of the time.
+    """
+    first, second = jax.random.key_data(key)
+    keys = first, second, first ^ second ^ jnp.uint32(0x1BD11BDA)
+    x, y = keys[0], jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape) + keys[1]
+    for i in range(5):
+        for turn in ((13, 15, 26, 6), (17, 29, 16, 24))[i % 2]:
+            x = x + y
+            y = x ^ (y << turn | y >> 32 - turn)
+        x, y = x + keys[(i + 1) % 3], y + keys[(i + 2) % 3] + jnp.uint32(i + 1)
+    # 23 bits of the word are the uniform number that bernoulli compares with
+    return (x ^ y) >> 9 < jnp.uint32(math.ceil(np.float32(1 - rate) * 2**23))
 
 
 def heads(x, count: int):
