@@ -55,11 +55,11 @@ def longest_rows(lengths: np.ndarray, rows: int) -> np.ndarray:
 
 
 def work(rows, row_length, width: int):
-    """What rows of T tokens cost a transformer of `width` D: T (1 + T / 6D) each.
+    """What rows of T tokens cost a transformer of `width` D: T (1 + T / 4D) each.
 
-    Attention takes T / 6D of the products of the linear maps.
+    Attention takes T / 6D of the products of the linear maps, and more time than these for each.
     """
-    return rows * row_length * (1 + row_length / (6 * width))
+    return rows * row_length * (1 + row_length / (4 * width))
 
 
 def choose_shapes(trainings: Sequence[np.ndarray], width: int) -> np.ndarray:
