@@ -9,9 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from scpo_jax import checkpoint, distributed, logs, metrics, score, scpo, stages
+from scpo_jax import checkpoint, distributed, logs, metrics, score, scpo, stages, tokens
 from scpo_jax.data import preferences
-from scpo_jax.models import hf
 from scpo_jax.workdir import Workdir, slugs_of
 
 
@@ -91,9 +90,10 @@ def score_groups(config, workdir: Workdir, groups: dict[str, GroupPairs], slugs:
     """Fills in the margins of every method; returns {method: {group: steps its RM was trained}}."""
     steps = {method: {} for method in config.scpo.methods}
     functions, progress = {}, logs.Progress(len(groups) * len(config.scpo.methods), "evaluate", "model")
-    tokenizer = hf.load_tokenizer(workdir.tokenizer)  # the one of every RM of the run
+    keys = [key for pairs in groups.values() for key in tokens.texts_of(pairs.rows)]
+    texts = tokens.read(config, workdir, keys, training=False)
     for group, pairs in groups.items():
-        encoded = stages.encode(config, tokenizer, stages.texts_of(pairs.rows), training=False)
+        encoded = {key: texts[key] for key in tokens.texts_of(pairs.rows)}
         for method in config.scpo.methods:
             folder = workdir.checkpoint_of(method, group, slugs)
             progress.add(1)

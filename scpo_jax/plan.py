@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scpo_jax import checkpoint, configuration, pipeline, score, stages
+from scpo_jax import checkpoint, configuration, pipeline, score, stages, tokens
 from scpo_jax.data import encoding, preferences
 from scpo_jax.models import hf, module, weights
 from scpo_jax.models.module import RewardModel
@@ -30,7 +30,7 @@ def show(config, workdir: Workdir, force: bool) -> None:
         pairs = prepared(config, workdir, record, scratch)
         rows = pairs.to_pylist()
         steered = stages.steered_groups(config, pairs)
-        tokens, seconds = estimate(config, rows, steered, pathlib.Path(scratch.tokenizer))
+        length, seconds = estimate(config, rows, steered, pathlib.Path(scratch.tokenizer))
     done = {name for name in pipeline.STAGES if finished(record, name)}
     counts = [
         [group, *(sum(row["group"] == group and row["split"] == split for row in rows) for split in ("train", "test"))]
@@ -43,7 +43,7 @@ def show(config, workdir: Workdir, force: bool) -> None:
     total = sum(seconds[name] for name in seconds if name not in done)
     print(
         f"\n{runs} reward models ({', '.join(config.scpo.methods)} for {len(steered)} groups) of at most "
-        f"{config.train.max_steps} steps of {config.train.batch_size} pairs; texts of {tokens:.0f} tokens on average.\n"
+        f"{config.train.max_steps} steps of {config.train.batch_size} pairs; texts of {length:.0f} tokens on average.\n"
         f"About {about(total)} on {jax.devices()[0].device_kind} plus start-up and compilation: an estimate, from the "
         "time that scoring a sample took.\nNothing was done."
     )
@@ -66,13 +66,13 @@ def estimate(config, rows: list[dict], steered: list[str], tokenizer: pathlib.Pa
     texts = encoding.encode_for_scoring(loaded, prompts, responses, config.model.max_length, "pair")
     per_text = seconds_per_text(structure(config, loaded), texts, config.model.dtype)
     own = [row for row in rows if row["group"] in steered]
-    test = len(stages.texts_of([row for row in own if row["split"] == "test"]))
+    test = len(tokens.texts_of([row for row in own if row["split"] == "test"]))
     trainings, methods = len(steered) * len(config.scpo.methods), len(config.scpo.methods)
     pairs = {"train": trainings * config.train.max_steps * config.train.batch_size}
     if config.global_rm.train:
         pairs["global"] = config.global_rm.max_steps * config.global_rm.batch_size
     seconds = {stage: count * 2 * TRAINING * per_text for stage, count in pairs.items()}
-    seconds |= {"score": len(stages.texts_of(own)) * per_text, "evaluate": test * methods * per_text}
+    seconds |= {"score": len(tokens.texts_of(own)) * per_text, "evaluate": test * methods * per_text}
     return float(np.mean([len(text.input_ids) for text in texts])), seconds
 
 

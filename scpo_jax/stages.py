@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from scpo_jax import checkpoint, distributed, logs, score, scpo
+from scpo_jax import checkpoint, distributed, logs, score, scpo, tokens
 from scpo_jax.checkpoint import Loaded
 from scpo_jax.data import encoding, global_opinions, jsonl, preferences, prism, simulated, vocabulary
 from scpo_jax.errors import InputError
@@ -89,7 +89,9 @@ def prepare(config, workdir: Workdir) -> None:
         source = read_source(config, epath.Path(world))
         table, split, summary = split_source(config, source)
         tokenizer = make_tokenizer(config, table)
-        summary |= {"known_groups": sorted(source.groups), "cut_texts": count_cut(config, tokenizer, table)}
+        encoded = tokens.encode_all(config, tokenizer, table.to_pylist())
+        cut = sum(text.cut > 0 for text in encoded[tokens.name_of(config, training=True)].values())
+        summary |= {"known_groups": sorted(source.groups), "cut_texts": cut}
         for file in epath.Path(world).iterdir():
             workdir.simulated.mkdir(parents=True, exist_ok=True)
             file.copy(workdir.simulated / file.name, overwrite=True)
@@ -97,6 +99,7 @@ def prepare(config, workdir: Workdir) -> None:
         if not counts["pairs_train"] + counts["pairs_test"]:
             logs.say(f"prepare: {group} has no pair, skipped")
     hf.save_tokenizer(tokenizer, workdir.tokenizer)
+    tokens.write(workdir, encoded)
     preferences.write_table(table, workdir.pairs)
     workdir.write_json(workdir.split, split)
     workdir.write_json(workdir.summary, summary)
@@ -128,23 +131,6 @@ def make_tokenizer(config, table: pa.Table):
     rows = table.filter(pa.compute.equal(table["split"], "train")).to_pydict()
     texts = [*rows["prompt"], *rows["chosen"], *rows["rejected"]]
     return vocabulary.make_tokenizer(texts, config.model.scratch.vocab_size, config.model.max_length)
-
-
-def count_cut(config, tokenizer, table: pa.Table) -> int:
-    """Number of distinct texts longer than max_length, which training (and, for encoding="pair", scoring) cuts."""
-    rows = table.to_pydict()
-    texts = score.distinct_texts((rows["prompt"], rows["chosen"]), (rows["prompt"], rows["rejected"]))
-    return sum(text.cut > 0 for text in encode(config, tokenizer, texts, training=True).values())
-
-
-def encode(config, tokenizer, texts: dict[str, tuple[str, str]], training: bool) -> dict[str, encoding.Text]:
-    """text key -> encoded text."""
-    if not texts:
-        return {}
-    prompts, responses = zip(*texts.values(), strict=True)
-    function = encoding.encode_for_training if training else encoding.encode_for_scoring
-    encoded = function(tokenizer, prompts, responses, config.model.max_length, config.model.encoding)
-    return dict(zip(texts, encoded, strict=True))
 
 
 def load_start(config) -> Loaded:
@@ -186,7 +172,7 @@ def score_global(config, workdir: Workdir) -> None:
     """
     table = preferences.read_table(workdir.pairs)
     loaded = load_global(config, workdir)
-    texts = texts_of(scored_rows(config, table))
+    texts = tokens.texts_of(scored_rows(config, table))
     parts = workdir.scores.parent / f"parts-{workdir.fingerprint('score')[:12]}"
     # named by process 0: another one may be about to write its next part
     names = distributed.on_writer("scored parts", lambda: sorted(path.name for path in parts.glob("*.parquet")))
@@ -194,7 +180,7 @@ def score_global(config, workdir: Workdir) -> None:
     missing = {key: text for key, text in texts.items() if key not in known}
     if known:
         logs.say(f"score: {len(known)} of {len(texts)} texts were scored before the interruption")
-    encoded = encode(config, loaded.tokenizer, missing, training=False)
+    encoded = tokens.read(config, workdir, missing, training=False)
     score.check_length(list(encoded.values()), loaded.model)
     known |= score_parts(config, loaded, encoded, parts)
     check_finite(known, texts)
@@ -229,13 +215,6 @@ def score_parts(config, loaded: Loaded, texts: dict[str, encoding.Text], folder)
             fresh, written = {}, time.monotonic()
     progress.close()
     return dict(zip(keys, distributed.summed(scores), strict=True))
-
-
-def texts_of(rows: list[dict]) -> dict[str, tuple[str, str]]:
-    """text key -> (prompt, response) of both sides of pairs."""
-    prompts = [row["prompt"] for row in rows]
-    sides = [(prompts, [row[side] for row in rows]) for side in ("chosen", "rejected")]
-    return score.distinct_texts(*sides)
 
 
 def read_scores(paths) -> dict[str, np.float32]:

@@ -8,7 +8,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from scpo_jax import checkpoint, distributed, logs, score, scpo, sharding, stages, train_reward, train_step
+from scpo_jax import checkpoint, distributed, logs, score, scpo, sharding, stages, tokens, train_reward, train_step
 from scpo_jax.checkpoint import Loaded, TrainingState
 from scpo_jax.data import packing, preferences
 from scpo_jax.data.batches import Pairs
@@ -77,7 +77,7 @@ class Trainer:
 
     def __init__(self, config, workdir: Workdir, start: Loaded, rows: list[dict]):
         self._config, self._workdir, self._start = config, workdir, start
-        self._texts = stages.encode(config, start.tokenizer, stages.texts_of(rows), training=True)
+        self._texts = tokens.read(config, workdir, tokens.texts_of(rows), training=True)
         score.check_length(list(self._texts.values()), start.model)
         self._score = score.score_function(start.model, config.model.dtype)
         self._mesh = sharding.make_mesh(config.mesh.group, config.mesh.data, config.mesh.model)

@@ -11,7 +11,7 @@ from scpo_jax import checkpoint
 from scpo_jax.data import preferences
 from scpo_jax.errors import InputError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SECONDS_TO_APPEAR = 5.0  # until a file that one host wrote is seen by another
 
 
@@ -42,11 +42,12 @@ class Workdir:
 
     def __init__(self, folder: epath.PathLike):
         self.root = epath.Path(folder)
-        self.pairs = self.root / "data" / "pairs.parquet"
-        self.split = self.root / "data" / "split.json"
-        self.summary = self.root / "data" / "summary.json"
-        self.tokenizer = self.root / "data" / "tokenizer"
-        self.simulated = self.root / "data" / "simulated"
+        self.data = self.root / "data"
+        self.pairs = self.data / "pairs.parquet"
+        self.split = self.data / "split.json"
+        self.summary = self.data / "summary.json"
+        self.tokenizer = self.data / "tokenizer"
+        self.simulated = self.data / "simulated"
         self.scores = self.root / "scores" / "global.parquet"
         self.selection = self.root / "selection.parquet"
         self.checkpoints = self.root / "checkpoints"

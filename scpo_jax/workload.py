@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from scpo_jax import checkpoint, score, stages, train_groups, train_reward
+from scpo_jax import checkpoint, score, stages, tokens, train_groups, train_reward
 from scpo_jax.data import batches, lengths, packing, preferences
 from scpo_jax.data.batches import Pairs
 from scpo_jax.errors import InputError
@@ -89,7 +89,7 @@ def from_data(config, folder) -> Material:
         table, _, _ = stages.split_source(config, stages.read_source(config, epath.Path(world)))
     tokenizer = hf.load_tokenizer(folder) if folder else make_tokenizer(config, table)
     rows = table.to_pylist()
-    texts = stages.encode(config, tokenizer, stages.texts_of(rows), training=True)
+    texts = tokens.encode(config, tokenizer, tokens.texts_of(rows), training=True)
     trainings = []
     for group in stages.steered_groups(config, table):
         options = train_reward.options_from(config, group)
@@ -102,7 +102,7 @@ def from_data(config, folder) -> Material:
     own = [row for row in rows if row["split"] == "train" and (not majority or row["group"] in majority)]
     options = train_reward.global_options_from(config)
     training = Training("global", with_equal_weights(own, texts), options) if config.global_rm.train else None
-    scored = stages.encode(config, tokenizer, stages.texts_of(stages.scored_rows(config, table)), training=False)
+    scored = tokens.encode(config, tokenizer, tokens.texts_of(stages.scored_rows(config, table)), training=False)
     sizes = [len(text.input_ids) for text in scored.values()]
     return Material(structure(config, folder, tokenizer), trainings, training, sizes, "the data")
 

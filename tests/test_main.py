@@ -238,7 +238,7 @@ def test_places_that_are_files(finished, world, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", "{}", '{"schema_version": 1, "stages": 3}', '{"schema_version": 99, "stages": {}}']
+    "content", ["{", "[]", "{}", '{"schema_version": 2, "stages": 3}', '{"schema_version": 99, "stages": {}}']
 )
 def test_a_record_that_is_none(content, world, capsys):
     world.workdir.mkdir()

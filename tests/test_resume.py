@@ -67,7 +67,7 @@ KILLS = {
     "prepare": (preferences, "write_table", 1),
     "global": (TrainingState, "save", 3),
     "score": (stages, "write_scores", 3),
-    "select": (preferences, "write_table", 3),
+    "select": (preferences, "write_table", 4),
     "train": (checkpoint, "save", 4),
     "train, in a training": (TrainingState, "save", 8),
     "evaluate": (evaluate, "write_test_scores", 1),
