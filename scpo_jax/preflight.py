@@ -31,7 +31,7 @@ FLOAT32_PASSES = 6  # products in bfloat16 that one of float32 takes in a kernel
 SENT = {"all-reduce": 2}  # how often the bytes of a collective pass the interconnect, else once
 BASIS = (
     "the compiler's cycles for all but the attention kernel, that one at "
-    f"{KERNEL_SHARE:.0%} of the device's peak (where the compiler has no cycles, as for some instructions of TPU7x, all "
+    f"{KERNEL_SHARE:.0%} of the device's peak (where the compiler has no cycles, as for parts of TPU7x programs, "
     f"products at {PRODUCT_SHARE:.0%}), collectives at the interconnect's peak, nothing beside anything else"
 )
 
