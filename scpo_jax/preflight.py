@@ -24,12 +24,15 @@ from scpo_jax.tpu import Machine
 from scpo_jax.workdir import Workdir, check_place
 
 KERNEL_SHARE = 0.28  # of a device's peak that the attention kernel reaches, see tests/bench/attention_cost.py
+PRODUCT_SHARE = 0.4  # assumed of all products where the compiler estimates no cycles
+UNKNOWN = 2**62  # cycles of an instruction that the compiler has no estimate for: the largest number it can write
 MOST_AT_ONCE = 8  # programs compiled at once, each takes a core and some GiB of this machine's memory
 FLOAT32_PASSES = 6  # products in bfloat16 that one of float32 takes in a kernel
 SENT = {"all-reduce": 2}  # how often the bytes of a collective pass the interconnect, else once
 BASIS = (
     "the compiler's cycles for all but the attention kernel, that one at "
-    f"{KERNEL_SHARE:.0%} of the device's peak, collectives at the interconnect's peak, nothing beside anything else"
+    f"{KERNEL_SHARE:.0%} of the device's peak (where the compiler has no cycles, as for parts of TPU7x programs, "
+    f"products at {PRODUCT_SHARE:.0%}), collectives at the interconnect's peak, nothing beside anything else"
 )
 
 
@@ -202,13 +205,15 @@ def seconds(program: hlo.Module, collectives: dict[str, int], device: Device) ->
     if machine is None:
         return None
     passes = FLOAT32_PASSES if device.dtype == "float32" else 1
-    kernels = sum(
-        times * max(passes * flops / (machine.flops * KERNEL_SHARE), moved / machine.memory)
-        for flops, moved, times in hlo.kernels(program, device.trips)
-    )
+    kernels, inside = 0.0, 0
+    for flops, moved, times in hlo.kernels(program, device.trips):
+        kernels += times * max(passes * flops / (machine.flops * KERNEL_SHARE), moved / machine.memory)
+        inside += times * flops
     sent = sum(SENT.get(kind, 1) * moved for kind, moved in collectives.items())
-    cycles = hlo.cycles(program, device.trips, {"": 0})
-    return cycles / machine.clock + kernels + sent / machine.interconnect
+    rest = hlo.cycles(program, device.trips, {"": 0}) / machine.clock
+    if rest > UNKNOWN / machine.clock:
+        rest = passes * (hlo.product_flops(program, device.trips) - inside) / (machine.flops * PRODUCT_SHARE)
+    return rest + kernels + sent / machine.interconnect
 
 
 def with_kept(cost: Cost, kept: int, capacity: int) -> Cost:

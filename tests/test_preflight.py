@@ -8,7 +8,7 @@ import types
 import jax
 import pytest
 
-from scpo_jax import preflight, sharding, tpu, train_step
+from scpo_jax import hlo, preflight, sharding, tpu, train_step
 from scpo_jax.models import module
 from tests import tpu_helpers
 from tests.run_helpers import World, refusal, scpo, snapshot
@@ -191,6 +191,35 @@ def test_a_model_from_scratch_without_its_texts(prism, here, uncompiled, capsys)
     flags = ("--config.model.name_or_path=", "--config.global_rm.train=true", "--config.global_rm.max_steps=2")
     assert scpo(*prism, "--topology=v5e:2x2", *flags) == 0
     assert "| train global" in capsys.readouterr().out
+
+
+STEP = """HloModule step
+
+ENTRY %main (a: f32[64,32], b: f32[32,16]) -> f32[64,16] {
+  %a = f32[64,32]{1,0} parameter(0)
+  %b = f32[32,16]{1,0} parameter(1)
+  %k = f32[64,32]{1,0} custom-call(%a), custom_call_target="tpu_custom_call", \
+config={"cost_estimate":{"flops":"28000","bytes_accessed":"8"}}
+  ROOT %dot = f32[64,16]{1,0} dot(%k, %b), lhs_contracting_dims={1}, rhs_contracting_dims={0}, \
+config={"estimated_cycles":"CYCLES"}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("cycles", "dtype", "expected"),
+    [
+        ("500", "bfloat16", 500 / 100 + 28000 / 280 + 2 * 30 / 10 + 50 / 10),
+        (str(2**63 - 1), "bfloat16", 2 * 64 * 32 * 16 / 400 + 28000 / 280 + 2 * 30 / 10 + 50 / 10),
+        ("500", "float32", 500 / 100 + 6 * 28000 / 280 + 2 * 30 / 10 + 50 / 10),
+    ],
+)
+def test_the_time_of_a_program(cycles, dtype, expected):
+    """Cycles, or products where the compiler has none; kernels at a share of the peak; an all-reduce passes twice."""
+    device = preflight.Device(0, tpu.Machine(flops=1000, memory=10, clock=100, interconnect=10), {}, dtype)
+    program = hlo.parse(STEP.replace("CYCLES", cycles))
+    moved = {"all-reduce": 30, "all-gather": 50}
+    assert preflight.seconds(program, moved, device) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
