@@ -100,19 +100,23 @@ def shares_of(build: Callable[[int, int], tuple], mesh: Mesh, groups: int):
     return structure.unflatten([array(i) for i in range(len(leaves))])
 
 
-def gather(tree, whole):
-    """Whole parameters from this device's shares, in `shard_map`: dimensions smaller than in `whole` are gathered."""
+def gather(tree, whole, dtype=None):
+    """Whole parameters from this device's shares, in `shard_map`: dimensions smaller than in `whole` are gathered.
+
+    What is gathered comes in `dtype`, by default its own.
+    """
     leaves, structure = jax.tree.flatten(tree)
     return structure.unflatten(
-        [_gathered(leaf, full.shape) for leaf, full in zip(leaves, jax.tree.leaves(whole), strict=True)]
+        [_gathered(leaf, full.shape, dtype) for leaf, full in zip(leaves, jax.tree.leaves(whole), strict=True)]
     )
 
 
-def _gathered(leaf, shape: tuple[int, ...]):
+def _gathered(leaf, shape: tuple[int, ...], dtype):
     axis = next((i for i, (own, full) in enumerate(zip(leaf.shape, shape, strict=True)) if own != full), None)
     if axis is None:
         return leaf
-    return checkpoint_name(jax.lax.all_gather(leaf, "data", axis=axis, tiled=True), GATHERED)
+    whole = checkpoint_name(jax.lax.all_gather(leaf, "data", axis=axis, tiled=True), GATHERED)
+    return checkpoint_name(whole.astype(dtype or whole.dtype), GATHERED)
 
 
 def global_norm(tree, shared):

@@ -149,10 +149,11 @@ class Batch(NamedTuple):
 def plan_batches(lengths: Sequence[int], width: int, tokens_per_batch: int) -> list[Batch]:
     """Batches of all texts, the longest first: if memory does not suffice, it is known at once.
 
-    Rows have 2^i tokens, at least a third of the model's `width`: shorter ones are not cheaper, attention being a
-    small part of the work. The number of rows depends on T alone but for the last batch of each T.
+    Rows have 2^i tokens, at least a third of the model's `width` or 128: shorter ones are harder to fill and hardly
+    cheaper, attention being a small part of the work. The number of rows depends on T alone but for the last batch of
+    each T.
     """
-    rows = fill_rows(lengths, shortest=_power_of_two(max(width // 3, 16)))
+    rows = fill_rows(lengths, shortest=_power_of_two(min(max(width // 3, 16), 128)))
     batches = []
     for length, same in itertools.groupby(rows, key=lambda row: row[0]):
         members, most = [texts for _, texts in same], max(tokens_per_batch // length, 1)

@@ -51,14 +51,14 @@ class RewardModel:
 
         `dtype` ("float32" or "bfloat16") is the type of the encoder's products; parameters, softmax, norms, pooler and
         score are float32 in any case. `remat` trades time for memory in the backward pass. `gather` makes parameters
-        whole where each device holds a share: (tree, the same tree with whole shapes) -> whole tree.
+        whole where each device holds a share: (tree, the same tree with whole shapes, type or none) -> whole tree.
         """
         encoder_key, head_key = layers.split_key(key, 2)
         options = layers.StackOptions(remat=remat)
         if gather:  # the layers' one layer at a time
             params = {n: tree if n == "layers" else gather(tree, self.shapes[n]) for n, tree in params.items()}
             layer = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), self.shapes["layers"])
-            options = options._replace(whole=lambda parameters: gather(parameters, layer))
+            options = options._replace(whole=lambda parameters: gather(parameters, layer, jnp.dtype(dtype)))
         hidden = self._encode(params, batch, encoder_key, dtype, options)
         network = nnx.merge(self.graphdef, params)
         with jax.default_matmul_precision("float32"):

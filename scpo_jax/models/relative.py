@@ -47,12 +47,12 @@ def attention_bias(query, keys, position_key, position_query, index):
     the relative table `[P, H, K]`, or None for a model without the term; `index [T, T]` is the row of a query and key.
     """
     bias = jnp.zeros((), jnp.float32)
-    product = functools.partial(jnp.einsum, "rthd,phd->rhtp", preferred_element_type=jnp.float32)
-    gather = functools.partial(jnp.take_along_axis, axis=-1, mode="promise_in_bounds")
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    gather = functools.partial(jnp.take_along_axis, indices=index[None, None], mode="promise_in_bounds")
     if position_key is not None:
-        bias = bias + gather(product(query, position_key), index[None, None])
-    if position_query is not None:  # gathered per key, then turned to [query, key]
-        bias = bias + gather(product(keys, position_query), index.T[None, None]).swapaxes(-1, -2)
+        bias = bias + gather(product("rqhd,phd->rhqp", query, position_key), axis=-1)
+    if position_query is not None:
+        bias = bias + gather(product("rkhd,phd->rhpk", keys, position_query), axis=-2)
     return bias
 
 

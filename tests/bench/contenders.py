@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 PAIRS, TEXTS = 8, 8  # of a training step; of a batch of `score_eager`
+AT_ONCE = 4  # pairs that the peers take at once, their gradients added: 8 of 512 tokens take more than 20 GiB
 LEARNING_RATE, LENGTH = 1e-6, 512
 
 
@@ -85,6 +86,7 @@ def our_texts(side: list[np.ndarray]) -> list:
 def train_ours(turns: Turns, job: Job) -> None:
     """The step of `scpo run` on its packed batches, prepared and run as its loop does."""
     import jax
+    from jax.sharding import PartitionSpec as P
 
     from scpo_jax import sharding, train_step
     from scpo_jax.data import batches
@@ -97,14 +99,15 @@ def train_ours(turns: Turns, job: Job) -> None:
     )
     ones = np.ones(len(job.texts[0]), np.float32)
     pairs = [batches.Pairs(*map(our_texts, job.texts), ones, 0 * ones)]
-    plan = batches.plan(pairs, [job.order], 1, 1, model.width)
+    plan = batches.plan(batches.deal(pairs, [job.order], 1, 1), model.width)
     state = sharding.place(jax.tree.map(lambda leaf: np.asarray(leaf)[None], params), mesh, program.specs)
     state = state, program.init(state)
     rates, seeds = np.array([LEARNING_RATE], np.float32), np.array([0], np.uint32)
 
     def step(state, k):
         batch = sharding.shares_of(functools.partial(batches.batch_at, pairs, plan, k), mesh, 1)
-        *state, metrics = program.step(*state, batch, (plan.pairs[k] >= 0).sum((1, 2)), rates, seeds, k)
+        numbers = (plan.pairs[k] >= 0).sum((1, 2), dtype=np.int32), rates, seeds, np.int32(k)
+        *state, metrics = program.step(*state, batch, *sharding.place(numbers, mesh, (P(), P(), P(), P())))
         return state, metrics
 
     compiled = {tuple(plan.shapes[k]): k for own in job.turns for k in own}
@@ -186,7 +189,8 @@ def train_trl(turns: Turns, job: Job) -> None:
     names = "chosen_ids", "rejected_ids"
     columns = {name: [side[i].tolist() for i in rows] for name, side in zip(names, job.texts, strict=True)}
     settings = trl.RewardConfig(
-        output_dir=f"{job.folder}/trl", per_device_train_batch_size=PAIRS, max_steps=len(steps), max_length=LENGTH,
+        output_dir=f"{job.folder}/trl", per_device_train_batch_size=AT_ONCE,
+        gradient_accumulation_steps=PAIRS // AT_ONCE, max_steps=len(steps), max_length=LENGTH,
         learning_rate=LEARNING_RATE, train_sampling_strategy="sequential", disable_dropout=False,
         activation_checkpointing=False, bf16=False, use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True,
         logging_steps=10**6,
@@ -209,10 +213,11 @@ def train_padded(turns: Turns, job: Job) -> None:
     for own in job.turns:
         turns.begin()
         pairs = order[own[0]]
-        inputs = padded([side[i] for side in job.texts for i in pairs], LENGTH)
-        chosen, rejected = model(**inputs).logits[:, 0].chunk(2)
         optimizer.zero_grad()
-        (-torch.nn.functional.logsigmoid(chosen - rejected)).mean().backward()
+        for part in np.split(pairs, PAIRS // AT_ONCE):
+            inputs = padded([side[i] for side in job.texts for i in part], LENGTH)
+            chosen, rejected = model(**inputs).logits[:, 0].chunk(2)
+            (-torch.nn.functional.logsigmoid(chosen - rejected)).sum().div(PAIRS).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         turns.end(PAIRS, tokens_of(job, pairs), computed.take())

@@ -6,7 +6,8 @@
 The geometry is DeBERTa-v3-base's but for the vocabulary (`--vocab_size`), in float32 with dropout 0.1; a step has 8
 pairs. Training: "ours" is the step that `scpo run` executes, on packed texts; "trl" its RewardTrainer, with dropout,
 without gradient checkpointing and bfloat16 (its defaults are the reverse), padding to the longest text of a batch;
-"padded" the reference's way, every text padded to 512: one step a turn, since it takes minutes. Scoring: "ours"
+"padded" the reference's way, every text padded to 512: one step a turn, since it takes minutes. These two take the
+pairs of a step in two halves, for want of memory. Scoring: "ours"
 against transformers ("eager") in batches of 8 texts in file order, both on distinct texts only; how often the pairs
 repeat their texts is reported apart. Start-up and compilation do not count. Each contender has its own process, so that
 its peak memory is its own, and only one computes at a time, on the same cores. CPU only.
@@ -81,7 +82,7 @@ def alternate(names: dict, job: contenders.Job, rounds: int) -> dict[str, list[d
     context, players = multiprocessing.get_context("spawn"), {}
     for name, function in names.items():
         ours, theirs = context.Pipe()
-        process = context.Process(target=contenders.play, args=(function, theirs, job))
+        process = context.Process(target=contenders.play, args=(function, theirs, job), daemon=True)
         process.start()
         theirs.close()
         players[name] = process, ours
