@@ -155,15 +155,24 @@ def summed(array: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(array)).sum(0, dtype=array.dtype)
 
 
-def fail(line: str, code: int) -> None:
-    """Ends every process with the exit code; the others print `line` and who said it. One alone goes on."""
-    if _here.count > 1 and _here.ending.acquire(blocking=False):
-        told = {"line": f"process {_here.index}: {line}", "code": code}
-        try:
-            _here.client.key_value_set(END, json.dumps(told))
-        except RuntimeError:  # another process was first
-            pass
-        _leave_together(code)
+def fail(line: str, code: int) -> int:
+    """Says why the command ends, and ends every process with the exit code; one alone goes on and gets it back.
+
+    Each process says it once, also where two of them fail at the same time: the others add who said it.
+    """
+    if not _here.ending.acquire(blocking=False):
+        _here.watcher.join()  # which is ending this process
+    print(f"scpo: {line}", file=sys.stderr, flush=True)
+    if _here.count == 1:
+        _here.ending.release()
+        return code
+    told = {"line": f"process {_here.index}: {line.removeprefix('error: ')}", "code": code}
+    try:
+        _here.client.key_value_set(END, json.dumps(told))
+    except RuntimeError:  # another process was first
+        pass
+    _leave_together(code)
+    return code
 
 
 def finish() -> None:

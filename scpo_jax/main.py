@@ -177,25 +177,18 @@ def main(argv: Sequence[str]) -> int:
         if values is not None:
             return COMMANDS[name].run(values, shlex.join(["scpo", *argv[1:]])) or 0
     except InputError as error:
-        return _failed(f"error: {' '.join(str(error).split())}", 2)
+        return distributed.fail(f"error: {' '.join(str(error).split())}", 2)
     except distributed.PeerError as error:
-        return _failed(f"error: {error}", 1)
+        return distributed.fail(f"error: {error}", 1)
     except KeyboardInterrupt:
-        return _failed("interrupted; the same command goes on from here", 130)
+        return distributed.fail("interrupted; the same command goes on from here", 130)
     except Exception as error:
         if distributed.count() > 1:
             traceback.print_exc()
-            distributed.fail(f"{type(error).__name__}: {error}", 1)
+            distributed.fail(f"error: {type(error).__name__}: {error}", 1)
         raise
     distributed.finish()
     return 0
-
-
-def _failed(line: str, code: int) -> int:
-    """Says why the command ends, to the other processes as well; returns the exit code."""
-    print(f"scpo: {line}", file=sys.stderr)
-    distributed.fail(line.removeprefix("error: "), code)
-    return code
 
 
 def _parse(name: str, argv: Sequence[str]) -> flags.FlagValues | None:

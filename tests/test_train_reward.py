@@ -75,10 +75,10 @@ def distance(a, b) -> float:
 
 def test_it_learns_and_leaves_the_initial_parameters_alone(program, params):
     before = jax.tree.map(np.array, params)
-    trained, log = run(program, params, some_pairs(32), train_reward.dataclasses.replace(OPTIONS, max_steps=60))
-    assert [k for k, _ in log] == list(range(1, 61))
+    trained, log = run(program, params, some_pairs(32), train_reward.dataclasses.replace(OPTIONS, max_steps=100))
+    assert [k for k, _ in log] == list(range(1, 101))
     assert np.mean([m["accuracy"] for _, m in log[-10:]]) > 0.9 > np.mean([m["accuracy"] for _, m in log[:5]])
-    assert distance(before, params) == 0 and trained.step == 60
+    assert distance(before, params) == 0 and trained.step == 100
 
 
 def test_nothing_is_compiled_twice(model, params):
@@ -126,7 +126,7 @@ def test_resuming_gives_the_same_bits(program, params, tmp_path, score_function)
 def test_validation_keeps_the_best_step(program, params, score_function):
     """Trained on reversed labels every step is worse than none, so step 0 stays."""
     held_out = some_pairs(40, seed=1)
-    good, _ = run(program, params, some_pairs(32), train_reward.dataclasses.replace(OPTIONS, max_steps=60))
+    good, _ = run(program, params, some_pairs(32), train_reward.dataclasses.replace(OPTIONS, max_steps=100))
     backwards = some_pairs(32, seed=2)
     backwards = backwards._replace(chosen=backwards.rejected, rejected=backwards.chosen)
     options = train_reward.dataclasses.replace(OPTIONS, max_steps=20, eval_every=5)
