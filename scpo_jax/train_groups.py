@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from scpo_jax import checkpoint, distributed, logs, score, scpo, sharding, stages, tokens, train_reward, train_step
 from scpo_jax.checkpoint import Loaded, TrainingState
-from scpo_jax.data import packing, preferences
+from scpo_jax.data import preferences
 from scpo_jax.data.batches import Pairs
 from scpo_jax.data.encoding import Text
 from scpo_jax.errors import InputError
@@ -85,8 +85,8 @@ class Trainer:
 
     def choose_shapes(self, chunks: list[list[Job]]) -> None:
         """Settles on the shapes that the steps of all these trainings are packed in, so that few are compiled."""
-        dealt = [train_reward.deal([job.training for job in jobs], self._mesh).lengths for jobs in chunks]
-        self._shapes = packing.choose_shapes(dealt, self._start.model.width)
+        trainings = [[job.training for job in jobs] for jobs in chunks]
+        self._shapes = train_reward.choose_shapes(trainings, self._mesh, self._start.model.width)
 
     def pairs(self, rows: list[dict], weights: np.ndarray) -> Pairs:
         """Encoded pairs of rows of the preference table."""

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from scpo_jax import optimizer, score, sharding, train_step
 from scpo_jax.checkpoint import TrainingState
-from scpo_jax.data import batches, order
+from scpo_jax.data import batches, order, packing
 from scpo_jax.data.batches import Pairs
 from scpo_jax.score import ScoreFunction
 
@@ -83,6 +83,12 @@ def deal(trainings: Sequence[Training], mesh: Mesh) -> batches.Dealt:
     return batches.deal([t.pairs for t in trainings], orders, padded(len(trainings), mesh), mesh.shape["data"])
 
 
+def choose_shapes(at_once: Sequence[Sequence[Training]], mesh: Mesh, width: int) -> np.ndarray:
+    """The shapes `[n, 2]` that the steps of trainings, run one lot after the other, are packed in."""
+    lengths = [deal(trainings, mesh).lengths for trainings in at_once]
+    return packing.choose_shapes(lengths, width, mesh.devices.flat[0].platform)
+
+
 def padded(groups: int, mesh: Mesh) -> int:
     """G: the groups and the inert ones beside them, so that the group axis divides their number."""
     return -(-groups // mesh.shape["group"]) * mesh.shape["group"]
@@ -137,10 +143,11 @@ def train(
       params: initial parameters of one RM; left as they are.
       log: called with (which training, steps finished, metrics as floats), in the order of the steps.
       score_function: compiled, judges held-out pairs before the first step, then every `options.eval_every` steps.
-      shapes: that steps are packed in, as `packing.choose_shapes` chose them; None chooses for these trainings alone.
+      shapes: that steps are packed in, as `choose_shapes` chose them; None chooses for these trainings alone.
       state, save_every: where to save the training state, and every how many steps (0: never).
     """
     groups, pairs = padded(len(trainings), program.mesh), [t.pairs for t in trainings]
+    shapes = choose_shapes([trainings], program.mesh, program.width) if shapes is None else shapes
     plan = batches.plan(deal(trainings, program.mesh), program.width, shapes)
     rates, seeds = rates_of(trainings, groups), np.resize([t.options.seed for t in trainings], groups).astype(np.uint32)
     judges = [Validation(score_function, t.held_out) if t.held_out else None for t in trainings]

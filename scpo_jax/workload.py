@@ -174,7 +174,7 @@ def trainings_of(config, material: Material, mesh: Mesh) -> list[TrainingWork]:
 def plan_training(name: str, material: Material, chunks: list[list[Training]], mesh: Mesh, times: int) -> TrainingWork:
     """The shapes of the steps of trainings at once, in the shapes that all of these `chunks` share."""
     dealt, width = [train_reward.deal(trainings, mesh) for trainings in chunks], material.model.width
-    shapes = packing.choose_shapes([own.lengths for own in dealt], width)
+    shapes = train_reward.choose_shapes(chunks, mesh, width)
     planned = np.concatenate([packing.assign(own.lengths, shapes, width) for own in dealt])
     real, sets = sum(own.lengths.sum() for own in dealt), dealt[0].lengths.shape[1]
     steps = dict(sorted(Counter(map(tuple, planned.tolist())).items(), key=lambda item: -item[1]))

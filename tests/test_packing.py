@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scpo_jax.data import order, packing
+from scpo_jax.data import batches, order, packing
 from scpo_jax.data.encoding import Text
 from scpo_jax.models import module
 from tests.test_train_reward import CONFIG
@@ -20,7 +20,7 @@ def texts_of(sizes, seed=0):
 
 
 def plan(lengths, width):
-    return packing.assign(lengths, packing.choose_shapes([lengths], width), width)
+    return packing.assign(lengths, packing.choose_shapes([lengths], width, "cpu"), width)
 
 
 def packed(texts, width=64):
@@ -67,6 +67,14 @@ def test_rows_are_balanced_as_one_set_alone_is(sets, rows):
         assert loads[m].max() <= -(-lengths[m].sum() // rows) + lengths[m].max()
 
 
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=20), st.integers(1, 6), st.randoms())
+def test_the_order_of_texts_does_not_matter(sizes, rows, random):
+    """A step is planned and packed in different orders."""
+    shuffled = random.sample(sizes, len(sizes))
+    ours, theirs = (packing.longest_rows(np.array([[own]]), rows)[0] for own in (sizes, shuffled))
+    assert ours == theirs
+
+
 def test_balanced_rows_are_nearly_equal():
     lengths = lengths_like_prism(400, 0).reshape(50, 16)
     longest = packing.longest_rows(lengths[:, None], 4)
@@ -94,10 +102,16 @@ def test_few_shapes_and_little_padding(groups):
     assert lengths.sum() / (shapes.prod(1).sum() * groups) >= 0.87
 
 
+def test_where_compiling_takes_longer_there_are_fewer_shapes():
+    lengths, _ = steps_of(7)
+    cpu, tpu = (packing.choose_shapes([lengths], 768, platform) for platform in ("cpu", "tpu"))
+    assert len(tpu) < len(cpu) and len(packing.assign(lengths, tpu, 768)) == len(lengths)
+
+
 def test_trainings_share_their_shapes():
     lengths, alone = steps_of(3)
     parts = [lengths[:400, :2], lengths[400:]]
-    shapes = packing.choose_shapes(parts, 768)
+    shapes = packing.choose_shapes(parts, 768, "cpu")
     assert len(shapes) <= 6
     planned = np.concatenate([packing.assign(part, shapes, 768) for part in parts])
     assert {tuple(shape) for shape in planned} <= {tuple(shape) for shape in shapes}
@@ -174,3 +188,19 @@ def test_scoring_computes_little_padding_in_few_shapes(width):
 def test_scores_beyond_the_texts_are_thrown_away():
     batch = packing.lay_out(texts_of([3, 5]), [0, 0], [0, 3], (1, 8), slots=4)
     assert batch.rows.tolist() == [0, 0, 0, 0] and batch.columns.tolist() == [0, 3, 0, 0]
+
+
+@pytest.mark.parametrize("shares", [1, 3])
+def test_every_step_of_a_plan_is_packed(shares):
+    """Short texts of few lengths, so that many ties are to be broken."""
+    rng = np.random.default_rng(0)
+    pairs, orders = [], []
+    for seed, size in enumerate((50, 30)):
+        sides = (texts_of(rng.integers(5, 60, size), seed) for _ in range(2))
+        pairs.append(batches.Pairs(*sides, np.ones(size, np.float32), np.zeros(size, np.float32)))
+        orders.append(order.shuffled(batches.lengths_of(pairs[-1]).sum(1), 16, seed, 200 - 50 * seed))
+    dealt = batches.deal(pairs, orders, 3, shares)
+    plan = batches.plan(dealt, 48, packing.choose_shapes([dealt.lengths], 48, "cpu"))
+    for step, group, share in np.ndindex(plan.pairs.shape[:3]):
+        batch = batches.batch_at(pairs, plan, step, group, share)
+        assert np.sum(batch.texts.segment_ids > 0) == dealt.lengths[step].reshape(3, shares, -1)[group, share].sum()

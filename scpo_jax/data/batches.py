@@ -74,9 +74,8 @@ def deal(pairs: Sequence[Pairs], orders: Sequence[np.ndarray], groups: int, shar
     return Dealt(indices, lengths.reshape(steps, groups * shares, -1))
 
 
-def plan(dealt: Dealt, width: int, shapes: np.ndarray | None = None) -> Plan:
-    """The plan of a training of a model of `width`, in the shapes that were chosen for it and others, or in its own."""
-    shapes = packing.choose_shapes([dealt.lengths], width) if shapes is None else shapes
+def plan(dealt: Dealt, width: int, shapes: np.ndarray) -> Plan:
+    """The plan of a training of a model of `width`, in the shapes that `packing.choose_shapes` chose for it."""
     return Plan(dealt.pairs, packing.assign(dealt.lengths, shapes, width))
 
 

@@ -15,18 +15,19 @@ from scpo_jax.data.encoding import Text
 from scpo_jax.models.module import TextBatch
 
 MOST_SHAPES = 6  # programs compiled for one training at most
-COMPILATION = 4  # a further program has to save the work of so many steps
+COMPILATION = {"cpu": 4, "gpu": 100, "tpu": 100}  # a further program has to save the work of so many steps
 
 
 def balance(lengths: np.ndarray, rows: int) -> np.ndarray:
     """The row of each text, `[M, S]`, so that the longest row of a set is short; texts of M sets have `lengths [M, S]`.
 
     The largest differencing method (Karmarkar and Karp 1982): begin with a solution for each text alone, then join the
-    two most uneven ones, the longest rows of one with the shortest of the other. All sets at once: a training has tens
-    of thousands.
+    two most uneven ones, the longest rows of one with the shortest of the other. How long the rows become does not
+    depend on the order of the texts. All sets at once: a training has tens of thousands.
     """
     sets, texts = lengths.shape
-    every = np.arange(sets)
+    every, falling = np.arange(sets), np.argsort(-lengths, axis=1, kind="stable")
+    lengths = np.take_along_axis(lengths, falling, 1)
     loads = np.zeros((sets, texts, rows), lengths.dtype)  # rows of every solution, the longest first
     loads[:, :, 0] = lengths
     spread, solution = lengths.copy(), np.tile(np.arange(texts), (sets, 1))
@@ -43,7 +44,7 @@ def balance(lengths: np.ndarray, rows: int) -> np.ndarray:
         loads[every, first] = np.take_along_axis(joined, ranked, 1)
         spread[every, first] = loads[every, first, 0] - loads[every, first, -1]
         spread[every, second] = -1
-    return row
+    return np.take_along_axis(row, np.argsort(falling, axis=1), 1)
 
 
 def longest_rows(lengths: np.ndarray, rows: int) -> np.ndarray:
@@ -62,12 +63,13 @@ def work(rows, row_length, width: int):
     return rows * row_length * (1 + row_length / (4 * width))
 
 
-def choose_shapes(trainings: Sequence[np.ndarray], width: int) -> np.ndarray:
+def choose_shapes(trainings: Sequence[np.ndarray], width: int, platform: str) -> np.ndarray:
     """The shapes (R, T) to compile for trainings, `[n, 2]`, n at most `MOST_SHAPES`: greedily by the work of all steps.
 
     Args:
       trainings: of each the tokens of the texts of each step and set, `[K, M, S]`; 0 is no text. K and M may differ.
       width: of the model, see `work`.
+      platform: of the devices, "cpu", "gpu" or "tpu": how long compiling takes there.
     """
     longest, total = (
         np.concatenate([reduce(lengths).reshape(len(lengths), -1).max(1) for lengths in trainings])
@@ -84,7 +86,7 @@ def choose_shapes(trainings: Sequence[np.ndarray], width: int) -> np.ndarray:
     while len(chosen) < MOST_SHAPES:
         totals = np.minimum(cost, best[:, None]).sum(0)
         shape = int(np.argmin(totals))
-        if chosen and best.sum() - totals[shape] < COMPILATION * best.mean():
+        if chosen and best.sum() - totals[shape] < COMPILATION[platform] * best.mean():
             break
         chosen.append(shape)
         best = np.minimum(best, cost[:, shape])

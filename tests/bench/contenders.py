@@ -89,7 +89,7 @@ def train_ours(turns: Turns, job: Job) -> None:
     from jax.sharding import PartitionSpec as P
 
     from scpo_jax import sharding, train_step
-    from scpo_jax.data import batches
+    from scpo_jax.data import batches, packing
     from scpo_jax.models import hf
 
     model, params = hf.load(job.folder)
@@ -99,7 +99,8 @@ def train_ours(turns: Turns, job: Job) -> None:
     )
     ones = np.ones(len(job.texts[0]), np.float32)
     pairs = [batches.Pairs(*map(our_texts, job.texts), ones, 0 * ones)]
-    plan = batches.plan(batches.deal(pairs, [job.order], 1, 1), model.width)
+    dealt = batches.deal(pairs, [job.order], 1, 1)
+    plan = batches.plan(dealt, model.width, packing.choose_shapes([dealt.lengths], model.width, "cpu"))
     state = sharding.place(jax.tree.map(lambda leaf: np.asarray(leaf)[None], params), mesh, program.specs)
     state = state, program.init(state)
     rates, seeds = np.array([LEARNING_RATE], np.float32), np.array([0], np.uint32)
