@@ -176,12 +176,17 @@ def fail(line: str, code: int) -> int:
 
 
 def finish() -> None:
-    """Waits for all processes at the end of a command."""
-    if _here.count > 1:
-        barrier("the end")
-        if is_writer():
-            _here.client.key_value_set(END, json.dumps({"line": "", "code": 0}))
-        _here.watcher.join(SECONDS_TO_HEAR)
+    """Waits for all processes at the end of a command, then ends this one; one alone goes on."""
+    if _here.count == 1:
+        return
+    import jax
+
+    barrier("the end")
+    if is_writer():
+        _here.client.key_value_set(END, json.dumps({"line": "", "code": 0}))
+    _here.watcher.join(SECONDS_TO_HEAR)
+    jax.distributed.shutdown()
+    _leave("", 0)
 
 
 def _watch() -> None:

@@ -174,8 +174,7 @@ def main(argv: Sequence[str]) -> int:
             what = f"unknown command {name!r}" if name else "no command"
             raise InputError(f"{what}: it is one of {', '.join(COMMANDS)}")
         values = _parse(name, [argv[0], *argv[2:]])
-        if values is not None:
-            return COMMANDS[name].run(values, shlex.join(["scpo", *argv[1:]])) or 0
+        code = 0 if values is None else COMMANDS[name].run(values, shlex.join(["scpo", *argv[1:]])) or 0
     except InputError as error:
         return distributed.fail(f"error: {' '.join(str(error).split())}", 2)
     except distributed.PeerError as error:
@@ -188,7 +187,7 @@ def main(argv: Sequence[str]) -> int:
             distributed.fail(f"error: {type(error).__name__}: {error}", 1)
         raise
     distributed.finish()
-    return 0
+    return code
 
 
 def _parse(name: str, argv: Sequence[str]) -> flags.FlagValues | None:

@@ -56,8 +56,8 @@ def both(*arguments, other=None, module_name="scpo_jax.main") -> list[tuple[int,
 
 
 def own_lines(text: str) -> list[str]:
-    """What scpo says, without the news of the transport."""
-    return [line for line in text.splitlines() if line and not line.startswith("[Gloo]")]
+    """What scpo says, without the news of the transport and of transformers."""
+    return [line for line in text.splitlines() if line and not line.startswith(("[Gloo]", "[transformers]"))]
 
 
 @pytest.fixture(scope="module")

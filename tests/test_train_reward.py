@@ -126,7 +126,7 @@ def test_resuming_gives_the_same_bits(program, params, tmp_path, score_function)
 def test_validation_keeps_the_best_step(program, params, score_function):
     """Trained on reversed labels every step is worse than none, so step 0 stays."""
     held_out = some_pairs(40, seed=1)
-    good, _ = run(program, params, some_pairs(32), train_reward.dataclasses.replace(OPTIONS, max_steps=100))
+    good, _ = run(program, params, some_pairs(32), train_reward.dataclasses.replace(OPTIONS, max_steps=60))
     backwards = some_pairs(32, seed=2)
     backwards = backwards._replace(chosen=backwards.rejected, rejected=backwards.chosen)
     options = train_reward.dataclasses.replace(OPTIONS, max_steps=20, eval_every=5)
