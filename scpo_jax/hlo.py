@@ -216,9 +216,8 @@ def flops(computation: Mapping[str, Instruction], instruction: Instruction) -> i
     stated = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', instruction.attributes)
     if stated:
         return int(stated[1])
-    if instruction.name.startswith(
-        "online-softmax"
-    ):  # the compiler's: scores [..., T, T] -> weights @ value [..., T, K]
+    # a kernel of the compiler's own: scores [..., T, T] -> weights @ value [..., T, K]
+    if instruction.name.startswith("online-softmax"):
         scores, mixed = computation[instruction.operands[0]].shape, instruction.shape
         return 2 * math.prod(arrays_of(scores)[0][1]) * arrays_of(mixed)[0][1][-1]
     if instruction.opcode not in ("dot", "convolution"):
