@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scpo_jax import score, train_reward, train_step
+from scpo_jax import hlo, score, sharding, train_reward, train_step
 from scpo_jax.data import batches
 from scpo_jax.data.encoding import Text
 from scpo_jax.models import module
@@ -163,3 +163,26 @@ def test_a_step_has_to_be_better_by_a_standard_error(gained, lost, better):
     best = np.array([0.0] * gained + [1.0] * lost + [1.0, 0.0] * 100)
     correct = np.array([1.0] * gained + [0.0] * lost + [1.0, 0.0] * 100)
     assert train_reward.clearly_better(correct, best) == better
+
+
+def test_a_step_transfers_nothing_by_itself(program, params, monkeypatch):
+    """Numbers that are left on the host would be sent to the device inside the step."""
+    place = sharding.place
+    monkeypatch.setattr(
+        sharding, "place", lambda tree, *where: tree if isinstance(tree, tuple) else place(tree, *where)
+    )
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        run(program, params, some_pairs(8))
+
+
+def test_remat_computes_layers_twice_and_changes_nothing():
+    model = module.build(CONFIG | {"num_hidden_layers": 2})
+    params = module.init(model, jax.random.key(0))
+    flops, losses = [], []
+    for remat in (False, True):
+        program = make_program(model, OPTIONS, remat=remat)
+        compiled = program.step.lower(*train_step.step_arguments(program, model, 1, 4, (4, 32))).compile()
+        flops.append(hlo.product_flops(hlo.parse(compiled.as_text()), {}))
+        losses.append([metrics["loss"] for _, metrics in run(program, params, some_pairs(16))[1]])
+    assert flops[1] > 1.2 * flops[0]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0, atol=1e-6)
