@@ -15,7 +15,7 @@ from scpo_jax.data.encoding import Text
 from scpo_jax.models.module import TextBatch
 
 MOST_SHAPES = 6  # programs compiled for one training at most
-COMPILATION = {"cpu": 4, "gpu": 100, "tpu": 100}  # a further program has to save the work of so many steps
+COMPILATION, COMPILATION_ON_CPU = 100, 4  # a further program has to save the work of so many steps
 
 
 def balance(lengths: np.ndarray, rows: int) -> np.ndarray:
@@ -69,8 +69,9 @@ def choose_shapes(trainings: Sequence[np.ndarray], width: int, platform: str) ->
     Args:
       trainings: of each the tokens of the texts of each step and set, `[K, M, S]`; 0 is no text. K and M may differ.
       width: of the model, see `work`.
-      platform: of the devices, "cpu", "gpu" or "tpu": how long compiling takes there.
+      platform: of the devices; on a "cpu" compiling takes as long as few steps.
     """
+    least = COMPILATION_ON_CPU if platform == "cpu" else COMPILATION
     longest, total = (
         np.concatenate([reduce(lengths).reshape(len(lengths), -1).max(1) for lengths in trainings])
         for reduce in (lambda lengths: lengths, lambda lengths: lengths.sum(-1))
@@ -86,7 +87,7 @@ def choose_shapes(trainings: Sequence[np.ndarray], width: int, platform: str) ->
     while len(chosen) < MOST_SHAPES:
         totals = np.minimum(cost, best[:, None]).sum(0)
         shape = int(np.argmin(totals))
-        if chosen and best.sum() - totals[shape] < COMPILATION[platform] * best.mean():
+        if chosen and best.sum() - totals[shape] < least * best.mean():
             break
         chosen.append(shape)
         best = np.minimum(best, cost[:, shape])
