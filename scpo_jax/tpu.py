@@ -31,7 +31,7 @@ TOO_LARGE = (
 
 
 class Machine(NamedTuple):
-    """What a device can do at best, as its maker states it; a second, in float operations, bytes, cycles and bytes."""
+    """About what a device can do, for estimates only; a second, in float operations, bytes, cycles and bytes."""
 
     flops: float  # of matrix products in bfloat16
     memory: float
