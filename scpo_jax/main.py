@@ -1,6 +1,7 @@
 """The command line: flags and dispatch; the work is in the modules."""
 
 import difflib
+import os
 import shlex
 import sys
 import traceback
@@ -232,6 +233,7 @@ def _flags_of(name: str) -> flags.FlagValues:
 
 def console() -> None:
     """The console script `scpo`."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise all to install torch
     sys.exit(main(sys.argv))
 
 
