@@ -79,7 +79,8 @@ def show(config, topology: str, output: str) -> bool:
     facts = {"topology": topology, **tpu.describe(devices), "mesh": dict(mesh.shape), "lengths": material.source}
     layers = module.read_settings(material.model.config, "config").num_hidden_layers
     machine = tpu.MACHINES.get(facts["device_kind"])
-    device = Device(tpu.capacity(devices[0]), machine, {"": layers}, config.model.dtype)
+    loop = {"": layers - 1}  # the last layer stands after it
+    device = Device(tpu.capacity(devices[0]), machine, loop, config.model.dtype)
     works = workload.trainings_of(config, material, mesh), workload.scorings_of(material)
     programs = programs_of(config, material, mesh, *works)
     logs.say(f"preflight: {len(programs)} programs to compile for {topology}; each takes a minute or more")

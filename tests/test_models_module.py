@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -95,6 +96,25 @@ def test_remat_recomputes_the_layers(name):
     for remat in (False, True):
         gradient = jax.grad(lambda params, remat=remat: model.score(params, batch, remat=remat).sum())
         assert ("remat" in str(jax.make_jaxpr(gradient)(params))) == remat
+
+
+@families
+def test_the_last_layer_computes_what_is_read(name):
+    """The score is that of the whole hidden states; a model of one layer needs less than half of their products."""
+    texts = helpers.texts([5, 9, 7, 12])
+    batch = helpers.pack(texts, 2, 32, [(0, 1), (0, 8), (1, 0), (1, 20)])
+    model, params = helpers.make(name)
+    network = nnx.merge(model.graphdef, params)
+    hidden = model.hidden_states(params, batch)[-1]
+    whole = network.score(network.pool(hidden[batch.rows, batch.columns]))[:, 0]
+    np.testing.assert_allclose(score(name, batch), whole, rtol=0, atol=1e-5)
+    model = module.build(helpers.CONFIGS[name] | {"num_hidden_layers": 1})
+    params = module.init(model, jax.random.key(0))
+    flops, all_flops = (
+        jax.jit(function).lower(params, batch).compile().cost_analysis()["flops"]
+        for function in (model.score, model.hidden_states)
+    )
+    assert flops < 0.5 * all_flops
 
 
 @families

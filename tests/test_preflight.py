@@ -247,10 +247,10 @@ def test_an_unknown_topology(prism, capsys):
 
 
 def step_cost(devices, monkeypatch, unrolled: bool) -> preflight.Cost:
-    """The training step of two layers, by a loop or written out."""
+    """The training step of three layers, two of them by a loop or written out."""
     scan = functools.partial(jax.lax.scan, unroll=True) if unrolled else jax.lax.scan
     monkeypatch.setattr("scpo_jax.models.layers.jax.lax.scan", scan)
-    model = module.build(CONFIG)
+    model = module.build(CONFIG | {"num_hidden_layers": 3})
     program = train_step.make_program(
         model, sharding.make_mesh(1, -1, 1, devices),
         dtype="bfloat16", weight_decay=0.0, max_grad_norm=1.0, center_rewards_coefficient=0.0,

@@ -26,7 +26,7 @@ def trainings(sizes=SIZES, steps=20):
         own = {
             "seed": g,
             "max_steps": steps - 4 * (g % 3 == 1),
-            "learning_rate": 5e-3 / (1 + (g == 2)),
+            "learning_rate": 2.5e-3 / (1 + (g == 2)),
             "batch_size": 8,
         }
         options = dataclasses.replace(OPTIONS, **own)

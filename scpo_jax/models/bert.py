@@ -107,12 +107,14 @@ class Attention(nnx.Module):
         self.heads = settings.num_attention_heads
         self.rate, self.weight_rate = settings.hidden_dropout_prob, settings.attention_probs_dropout_prob
 
-    def __call__(self, x, mask, key=None):
+    def __call__(self, x, mask, key=None, read=None):
         weight_key, output_key = layers.split_key(key, 2)
-        query, keys, value = (layers.heads(f(x), self.heads) for f in (self.query, self.key, self.value))
-        scores = jnp.einsum("rqhd,rkhd->rhqk", query, keys, preferred_element_type=jnp.float32)
-        mixed = layers.attend(scores * query.shape[-1] ** -0.5, value, mask, self.weight_rate, weight_key)
-        return self.norm(x + layers.dropout(self.output(mixed), self.rate, output_key))
+        asking, mask = layers.queries(x, read), layers.queries(mask, read)
+        query = layers.heads(self.query(asking), self.heads)
+        keys, value = (layers.rows_of(layers.heads(f(x), self.heads), read) for f in (self.key, self.value))
+        scores = layers.products(query, keys) * query.shape[-1] ** -0.5
+        mixed = layers.attend(scores, value, mask, self.weight_rate, weight_key)
+        return self.norm(asking + layers.dropout(self.output(mixed), self.rate, output_key))
 
 
 class Network(nnx.Module):
@@ -127,11 +129,11 @@ class Network(nnx.Module):
         stated = settings.classifier_dropout
         self.rate = settings.hidden_dropout_prob if stated is None else stated
 
-    def __call__(self, input_ids, token_type_ids, segment_ids, positions, key, dtype, options):
-        """`[R, T]` int32 four times -> hidden states `[R, T, D]` of type `dtype`; see `layers.run_stack`."""
+    def __call__(self, input_ids, token_type_ids, segment_ids, positions, key, dtype, options, read=None):
+        """`[R, T]` int32 four times -> hidden states of type `dtype`, `[S, D]` with `read`; see `layers.run_stack`."""
         embedding_key, layers_key = layers.split_key(key, 2)
         x = self.embeddings(input_ids, token_type_ids, positions, embedding_key).astype(dtype)
-        return layers.run_stack(self.layers, x, (layers.same_segment(segment_ids),), layers_key, options)
+        return layers.run_stack(self.layers, x, (layers.same_segment(segment_ids),), layers_key, options, read)
 
     def pool(self, first, key=None):
         """Hidden states of the first tokens `[S, D]` -> pooled `[S, D]`."""

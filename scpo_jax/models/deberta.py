@@ -8,7 +8,6 @@ content with the embedding of the distance (c2p) and one of that embedding with 
 import dataclasses
 import functools
 
-import jax.numpy as jnp
 from flax import nnx
 
 from scpo_jax.models import layers, relative
@@ -165,18 +164,22 @@ class Attention(nnx.Module):
         query = (self.position_query or self.query)(table) if "p2c" in self.terms else None
         return tuple(None if x is None else layers.heads(x, self.heads) for x in (key, query))
 
-    def __call__(self, x, mask, table, index, key=None):
+    def __call__(self, x, mask, table, index, key=None, read=None):
         table_key, weight_key, output_key = layers.split_key(key, 3)
-        query, keys, value = (layers.heads(f(x), self.heads) for f in (self.query, self.key, self.value))
+        asking, mask = layers.queries(x, read), layers.queries(mask, read)
+        query = layers.heads(self.query(asking), self.heads)
+        keys, value = (layers.rows_of(layers.heads(f(x), self.heads), read) for f in (self.key, self.value))
         # one term of the scale for the content and one for each relative term, used or not
         scale = (query.shape[-1] * (1 + len(self.terms))) ** -0.5
         if table is None:
-            scores = jnp.einsum("rqhd,rkhd->rhqk", query, keys, preferred_element_type=jnp.float32)
-            mixed = layers.attend(scores * scale, value, mask, self.weight_rate, weight_key)
+            scores = layers.products(query, keys) * scale
+            mixed = layers.attend(scores, value, mask, self.weight_rate, weight_key)
         else:
-            projected = self.project_table(layers.dropout(table, self.rate, table_key))
-            mixed = relative.attention(query, keys, value, *projected, index, mask, scale, self.weight_rate, weight_key)
-        return self.norm(x + layers.dropout(self.output(mixed), self.rate, output_key))
+            attention = relative.attention if read is None else relative.attention_of_reads
+            index = index if read is None else index[read.columns]
+            tables = self.project_table(layers.dropout(table, self.rate, table_key))
+            mixed = attention(query, keys, value, *tables, index, mask, scale, self.weight_rate, weight_key)
+        return self.norm(asking + layers.dropout(self.output(mixed), self.rate, output_key))
 
 
 class Network(nnx.Module):
@@ -203,13 +206,13 @@ class Network(nnx.Module):
         rows = self.relative.embedding[...][first:end]
         return (rows if self.relative_norm is None else self.relative_norm(rows)).astype(dtype), index
 
-    def __call__(self, input_ids, token_type_ids, segment_ids, positions, key, dtype, options):
-        """`[R, T]` int32 four times -> hidden states `[R, T, D]` of type `dtype`; see `layers.run_stack`."""
+    def __call__(self, input_ids, token_type_ids, segment_ids, positions, key, dtype, options, read=None):
+        """`[R, T]` int32 four times -> hidden states of type `dtype`, `[S, D]` with `read`; see `layers.run_stack`."""
         embedding_key, layers_key = layers.split_key(key, 2)
         x = self.embeddings(input_ids, token_type_ids, positions, embedding_key).astype(dtype)
         table, index = self.relative_table(input_ids.shape[1], dtype)
         arguments = (layers.same_segment(segment_ids), table, index)
-        return layers.run_stack(self.layers, x, arguments, layers_key, options)
+        return layers.run_stack(self.layers, x, arguments, layers_key, options, read)
 
     def pool(self, first, key=None):
         """Hidden states of the first tokens `[S, D]` -> pooled `[S, D]`."""

@@ -7,6 +7,7 @@ No module keeps random state: dropout happens if and only if a key is passed.
 
 import functools
 import math
+import operator
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -85,9 +86,30 @@ class Layer(nnx.Module):
         self.attention = make_attention(settings, rngs)
         self.feed_forward = FeedForward(settings, rngs)
 
-    def __call__(self, x, *arguments, key=None):
+    def __call__(self, x, *arguments, key=None, read=None):
         attention_key, feed_forward_key = split_key(key, 2)
-        return self.feed_forward(self.attention(x, *arguments, key=attention_key), feed_forward_key)
+        return self.feed_forward(self.attention(x, *arguments, key=attention_key, read=read), feed_forward_key)
+
+
+class Read(NamedTuple):
+    """The tokens whose hidden states are read: the last layer computes those of no others."""
+
+    rows: jax.Array  # [S]
+    columns: jax.Array  # [S]
+
+    def tokens(self, x):
+        """`[R, T, ...]` -> `[S, 1, ...]`: each as the one query of a row of its own."""
+        return x[self.rows, self.columns][:, None]
+
+
+def queries(x, read: Read | None):
+    """Who asks in attention: all of `x [R, T, ...]`, or the tokens that are read."""
+    return x if read is None else read.tokens(x)
+
+
+def rows_of(x, read: Read | None):
+    """`[R, T, ...]` whom the queries may see, a row for each row of theirs."""
+    return x if read is None else x[read.rows]
 
 
 def split_key(key, count: int):
@@ -133,8 +155,13 @@ def same_segment(segment_ids):
     return segment_ids[:, :, None] == segment_ids[:, None, :]
 
 
+def products(query, keys):
+    """Every `query [R, Q, H, K]` with each of the `keys [R, T, H, K]`: float32 `[R, H, Q, T]`."""
+    return jnp.einsum("rqhd,rkhd->rhqk", query, keys, preferred_element_type=jnp.float32)
+
+
 def attend(scores, value, mask, rate: float, key):
-    """Softmax of `scores [R, H, T, T]` under `mask [R, T, T]`, times `value [R, T, H, K]` -> `[R, T, H * K]`."""
+    """Softmax of `scores [R, H, Q, T]` under `mask [R, Q, T]`, times `value [R, T, H, K]` -> `[R, Q, H * K]`."""
     scores = jnp.where(mask[:, None], scores.astype(jnp.float32), jnp.finfo(jnp.float32).min)
     weights = dropout(jax.nn.softmax(scores, axis=-1), rate, key).astype(value.dtype)
     # heads first: on a CPU the einsum of the other order is slower and sums its terms with four times the error
@@ -157,18 +184,19 @@ class StackOptions(NamedTuple):
     whole: Callable | None = None
 
 
-def run_stack(layers, x, arguments: tuple, key, options: StackOptions):
-    """Apply stacked layers one after the other to `x [R, T, D]`, each by `layer(x, *arguments, key=...)`.
+def run_stack(layers, x, arguments: tuple, key, options: StackOptions, read: Read | None = None):
+    """Apply stacked layers one after the other to `x [R, T, D]`, each by `layer(x, *arguments, key=..., read=...)`.
 
-    Returns the last hidden states, or with `every_layer` all of them, the input first: `[L + 1, R, T, D]`.
+    Returns the last hidden states of the tokens that are read `[S, D]`, of all `[R, T, D]` where `read` is None, or
+    with `every_layer` those of every layer, the input first: `[L + 1, R, T, D]`.
     """
     graphdef, state = nnx.split(layers)
     count = jax.tree.leaves(state)[0].shape[0]
 
-    def step(x, layer):
+    def step(x, layer, read=None):
         parameters, layer_key = layer
         parameters = options.whole(parameters) if options.whole else parameters
-        y = nnx.merge(graphdef, parameters)(x, *arguments, key=layer_key)
+        y = nnx.merge(graphdef, parameters)(x, *arguments, key=layer_key, read=read)
         return y, y if options.every_layer else None
 
     if options.remat:
@@ -176,5 +204,9 @@ def run_stack(layers, x, arguments: tuple, key, options: StackOptions):
     elif options.whole:
         step = jax.checkpoint(step, policy=jax.checkpoint_policies.save_anything_except_these_names(GATHERED))
     keys = None if key is None else jax.random.split(key, count)
+    if read is not None:
+        before, last = (jax.tree.map(operator.itemgetter(part), (state, keys)) for part in (slice(count - 1), -1))
+        x = jax.lax.scan(step, x, before)[0] if count > 1 else x
+        return step(x, last, read)[0][:, 0]
     last, outputs = jax.lax.scan(step, x, (state, keys))
     return jnp.concatenate([x[None], outputs]) if options.every_layer else last

@@ -59,21 +59,20 @@ class RewardModel:
             params = {n: tree if n == "layers" else gather(tree, self.shapes[n]) for n, tree in params.items()}
             layer = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), self.shapes["layers"])
             options = options._replace(whole=lambda parameters: gather(parameters, layer, jnp.dtype(dtype)))
-        hidden = self._encode(params, batch, encoder_key, dtype, options)
+        texts = self._encode(params, batch, encoder_key, dtype, options, layers.Read(batch.rows, batch.columns))
         network = nnx.merge(self.graphdef, params)
         with jax.default_matmul_precision("float32"):
-            texts = hidden[batch.rows, batch.columns].astype(jnp.float32)
-            return network.score(network.pool(texts, head_key))[:, 0]
+            return network.score(network.pool(texts.astype(jnp.float32), head_key))[:, 0]
 
     def hidden_states(self, params, batch: TextBatch, dtype: str = "float32") -> jax.Array:
         """The embeddings and every layer's output without dropout: `[L + 1, R, T, D]`."""
         return self._encode(params, batch, None, dtype, layers.StackOptions(every_layer=True))
 
-    def _encode(self, params, batch, key, dtype, options: layers.StackOptions):
+    def _encode(self, params, batch, key, dtype, options: layers.StackOptions, read: layers.Read | None = None):
         network = nnx.merge(self.graphdef, params)
         # accelerators would otherwise round float32 factors to bfloat16 or TF32, and scores would depend on packing
         with jax.default_matmul_precision("float32" if dtype == "float32" else "default"):
-            return network(*batch[:4], key, jnp.dtype(dtype), options)
+            return network(*batch[:4], key, jnp.dtype(dtype), options, read)
 
 
 def build(config: dict, source: str = "config") -> RewardModel:

@@ -56,6 +56,29 @@ def attention_bias(query, keys, position_key, position_query, index):
     return bias
 
 
+def bias_of_reads(query, keys, position_key, position_query, index):
+    """As `attention_bias` for one query a row, `query [S, 1, H, K]` with `index [S, T]`: float32 `[S, H, 1, T]`.
+
+    A product with the whole table would be as much work as for all queries of a row.
+    """
+    bias = jnp.zeros((), jnp.float32)
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    if position_key is not None:
+        bias = bias + product("sqhd,skhd->shqk", query, rows_at(position_key, index))
+    if position_query is not None:
+        bias = bias + product("skhd,skhd->shk", keys, rows_at(position_query, index))[:, :, None]
+    return bias
+
+
+def rows_at(table, index):
+    """`table[index]`; on TPUs as a product with a one-hot matrix: the backward pass of that has no scatter."""
+
+    def product(table, index):
+        return jnp.einsum("skp,phd->skhd", jax.nn.one_hot(index, len(table), dtype=table.dtype), table)
+
+    return jax.lax.platform_dependent(table, index, tpu=product, default=lambda table, index: table[index])
+
+
 def attention(query, keys, value, position_key, position_query, index, mask, scale: float, rate: float, key):
     """Disentangled attention `[R, T, H * K]`: softmax of all terms under `mask [R, T, T]`, dropout, times `value`.
 
@@ -72,6 +95,11 @@ def attention(query, keys, value, position_key, position_query, index, mask, sca
 
 def plain_attention(query, keys, value, position_key, position_query, index, mask, scale: float, rate: float, key):
     """The form of `attention` to check others by: every score in memory."""
-    scores = jnp.einsum("rqhd,rkhd->rhqk", query, keys, preferred_element_type=jnp.float32)
-    scores = scores + attention_bias(query, keys, position_key, position_query, index)
-    return layers.attend(scores * scale, value, mask, rate, key)
+    bias = attention_bias(query, keys, position_key, position_query, index)
+    return layers.attend((layers.products(query, keys) + bias) * scale, value, mask, rate, key)
+
+
+def attention_of_reads(query, keys, value, position_key, position_query, index, mask, scale: float, rate: float, key):
+    """`attention` for one query a row, `[S, 1, H * K]`; the arguments are as in `bias_of_reads`, `mask [S, 1, T]`."""
+    bias = bias_of_reads(query, keys, position_key, position_query, index)
+    return layers.attend((layers.products(query, keys) + bias) * scale, value, mask, rate, key)
