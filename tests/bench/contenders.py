@@ -160,15 +160,24 @@ def words_tokenizer():
     )  # fmt: skip
 
 
-def train_trl(turns: Turns, job: Job) -> None:
-    """The loop of trl's RewardTrainer: the batches of the turns follow each other, after one to warm up."""
+def longest_step(job: Job) -> int:
+    """The step with the longest text of all turns, to warm up with: memory is then touched for the first time."""
+    longest = np.maximum(*(np.array([len(ids) for ids in side]) for side in job.texts))
+    return max((k for own in job.turns for k in own), key=lambda k: longest[job.order[k]].max())
+
+
+def train_trl(turns: Turns, job: Job, tuned: bool = False) -> None:
+    """The loop of trl's RewardTrainer: the batches of the turns follow each other, after one to warm up.
+
+    `tuned` by us: without its gradient checkpointing, a step's pairs in two halves, which need less padding.
+    """
     import datasets
     import transformers
     import trl
 
     model = torch_model(job)
     computed, order = Computed(model), job.order
-    steps = [job.turns[0][0], *(k for own in job.turns for k in own)]
+    steps = [longest_step(job), *(k for own in job.turns for k in own)]
     bounds = np.cumsum([1, *map(len, job.turns)])  # steps finished before each turn
 
     class TakeTurns(transformers.TrainerCallback):
@@ -190,11 +199,11 @@ def train_trl(turns: Turns, job: Job) -> None:
     names = "chosen_ids", "rejected_ids"
     columns = {name: [side[i].tolist() for i in rows] for name, side in zip(names, job.texts, strict=True)}
     settings = trl.RewardConfig(
-        output_dir=f"{job.folder}/trl", per_device_train_batch_size=AT_ONCE,
-        gradient_accumulation_steps=PAIRS // AT_ONCE, max_steps=len(steps), max_length=LENGTH,
+        output_dir=f"{job.folder}/trl", per_device_train_batch_size=AT_ONCE if tuned else PAIRS,
+        gradient_accumulation_steps=PAIRS // AT_ONCE if tuned else 1, max_steps=len(steps), max_length=LENGTH,
         learning_rate=LEARNING_RATE, train_sampling_strategy="sequential", disable_dropout=False,
-        activation_checkpointing=False, bf16=False, use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True,
-        logging_steps=10**6,
+        gradient_checkpointing=not tuned, bf16=False, use_cpu=True, report_to=[], save_strategy="no",
+        disable_tqdm=True, logging_steps=10**6,
     )  # fmt: skip
     trainer = trl.RewardTrainer(
         model, settings, train_dataset=datasets.Dataset.from_dict(columns), processing_class=words_tokenizer(),
@@ -210,10 +219,8 @@ def train_padded(turns: Turns, job: Job) -> None:
     model = torch_model(job).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     computed, order = Computed(model), job.order
-    turns.ready()
-    for own in job.turns:
-        turns.begin()
-        pairs = order[own[0]]
+
+    def step(pairs):
         optimizer.zero_grad()
         for part in np.split(pairs, PAIRS // AT_ONCE):
             inputs = padded([side[i] for side in job.texts for i in part], LENGTH)
@@ -221,7 +228,14 @@ def train_padded(turns: Turns, job: Job) -> None:
             (-torch.nn.functional.logsigmoid(chosen - rejected)).sum().div(PAIRS).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        turns.end(PAIRS, tokens_of(job, pairs), computed.take())
+
+    step(order[longest_step(job)])
+    computed.take()
+    turns.ready()
+    for own in job.turns:
+        turns.begin()
+        step(order[own[0]])
+        turns.end(PAIRS, tokens_of(job, order[own[0]]), computed.take())
 
 
 def padded(texts: list[np.ndarray], length: int) -> dict:
