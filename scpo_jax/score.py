@@ -18,6 +18,7 @@ from scpo_jax.errors import InputError
 from scpo_jax.models.module import RewardModel, TextBatch
 
 TOKENS_PER_BATCH = 8192  # R * T of a scoring batch; bounds memory, large enough to keep matrix units busy
+VALUES_IN_CACHE = 2**21  # of a hidden state; DeBERTa-base scores 15 % more tokens a second at 2048 a batch than at 8192
 
 
 def text_key(prompt: str, response: str) -> str:
@@ -63,13 +64,15 @@ def score_function(model: RewardModel, dtype: str) -> ScoreFunction:
 
 
 def score_batches(
-    function: ScoreFunction, params: dict, texts: Sequence[Text], tokens_per_batch: int = TOKENS_PER_BATCH
+    function: ScoreFunction, params: dict, texts: Sequence[Text], tokens_per_batch: int | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields (indices into `texts`, their scores float32) step by step, the longest texts first.
 
     Each device computes a batch a step. Of several processes each yields a part of the texts, without waiting for the
-    others. One step is always in flight: the devices compute while the host builds the next.
+    others. One step is always in flight: the devices compute while the host builds the next. `tokens_per_batch` is
+    at most R * T; None takes `most_tokens`.
     """
+    tokens_per_batch = tokens_per_batch or most_tokens(function.width, jax.local_devices()[0].platform)
     devices = function.mesh.size if function.mesh else 1
     if function.mesh:
         params = jax.device_put(params, NamedSharding(function.mesh, P()))
@@ -84,6 +87,15 @@ def score_batches(
         pending = running
     if pending is not None:
         yield finish(*pending)
+
+
+def most_tokens(width: int, platform: str) -> int:
+    """Tokens of the largest batch, a power of two: on CPUs its hidden states of `width` have to stay in the cache."""
+    return (
+        min(TOKENS_PER_BATCH, 1 << (VALUES_IN_CACHE // width).bit_length() - 1)
+        if platform == "cpu"
+        else TOKENS_PER_BATCH
+    )
 
 
 def tokens_of_batch(tokens: int, devices: int, most: int) -> int:

@@ -220,6 +220,8 @@ def test_steps_of_several_devices(devices, tokens):
     for step in steps:
         assert len(step) == devices and len({(batch.shape, batch.slots) for batch in step}) == 1
         assert all(max(batch.rows, default=0) < batch.shape[0] and len(batch.indices) <= batch.slots for batch in step)
+    assert [score.most_tokens(width, "cpu") for width in (64, 384, 768, 1024)] == [8192, 4096, 2048, 2048]
+    assert score.most_tokens(768, "tpu") == 8192
     assert score.tokens_of_batch(1000, 1, 8192) == 8192 and score.tokens_of_batch(10**6, 8, 8192) == 8192
     assert 1000 / 8 <= score.tokens_of_batch(1000, 8, 8192) <= 256
 

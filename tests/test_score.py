@@ -23,7 +23,7 @@ def texts():
     return [Text(i, (np.arange(len(i)) > len(i) // 2).astype(np.int32), 0) for i in ids]
 
 
-def scores(model, texts, tokens_per_batch=score.TOKENS_PER_BATCH):
+def scores(model, texts, tokens_per_batch=None):
     found = np.full(len(texts), np.nan, np.float32)
     for indices, values in score.score_batches(model[2], model[1], texts, tokens_per_batch):
         found[indices] = values

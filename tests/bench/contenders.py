@@ -260,7 +260,7 @@ def score_ours(turns: Turns, job: Job) -> None:
     function = score.score_function(model, "float32")
     parts = [our_texts([job.texts[0][i] for i in own]) for own in job.turns]
     lengths = [[len(text.input_ids) for text in part] for part in parts]
-    plans = [packing.plan_batches(own, model.width, score.TOKENS_PER_BATCH) for own in lengths]
+    plans = [packing.plan_batches(own, model.width, score.most_tokens(model.width, "cpu")) for own in lengths]
     compiled = {}
     for part, plan in zip(parts, plans, strict=True):
         for indices, *places, slots in plan:
