@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     config.scpo.tau_test = 0.5  # the edited test set: pairs with a global probability below
     config.scpo.beta = 1.1  # weight: min(exp((r+ - r-) / beta), 1)
     config.scpo.calibrate = False  # choose tau and beta per group on validation users (not yet available)
-    config.controls = ()  # of pooled, other_country, shuffled (not yet available)
+    config.controls = ()  # RMs trained for comparison, as many pairs each: of pooled, other_country, shuffled
 
     config.train = train()
     config.per_group = ()  # ((group, key, value), ...) with key of tau, beta, learning_rate, max_steps

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scpo_jax import distributed, evaluate, logs
+from scpo_jax import distributed, logs, scored_pairs
 from scpo_jax.data import fields, jsonl, records
 from scpo_jax.data.preferences import render_messages
 from scpo_jax.errors import InputError
@@ -140,15 +140,15 @@ def evaluate_file(judge: Judge, data: str, output: str) -> None:
     if not source.pairs:
         raise InputError(f"{data} has no usable pair ({fields.listing(source.dropped)}): nothing to evaluate on")
     distributed.check_same(f"--data={data}", digest(list(source.pairs)))
-    groups: dict[str, evaluate.GroupPairs] = {}
+    groups: dict[str, scored_pairs.GroupPairs] = {}
     for group in dict.fromkeys(pair["group"] for pair in source.pairs):
         rows = [pair for pair in source.pairs if pair["group"] == group]
-        groups[group] = evaluate.test_pairs(rows)
+        groups[group] = scored_pairs.test_pairs(rows, name=group)
         for method, owner in {"global": "", judge.method: group}.items():
             groups[group].margins[method] = _margins(judge, rows, owner)
     methods = ("global", judge.method) if judge.groups else (judge.method,)
     report = {
-        "methods": {method: evaluate.records(groups, method) for method in methods},
+        "methods": {method: scored_pairs.records(groups, method if judge.groups else "global") for method in methods},
         "groups": list(groups),
         "rows": source.rows,
         "dropped": source.dropped,

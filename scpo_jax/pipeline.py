@@ -39,8 +39,8 @@ STAGES = {
                     everywhere=True),
     "score": Stage(stages.score_global, ("prepare", "global"), ("model.dtype",), everywhere=True),
     "select": Stage(stages.select, ("score",), ("scpo.tau", "scpo.tau_test", "scpo.beta", "per_group")),
-    "train": Stage(train_groups.train, ("select", "global"), ("seed", "train.", "scpo.methods", "per_group"),
-                   everywhere=True),
+    "train": Stage(train_groups.train, ("select", "global"), ("seed", "train.", "scpo.methods", "controls",
+                                                             "per_group"), everywhere=True),
     "evaluate": Stage(evaluate.evaluate, ("train", "score"), (), everywhere=True),
     "report": Stage(report.write, ("evaluate",), ()),
 }  # fmt: skip

@@ -11,7 +11,7 @@ from etils import epath
 
 from scpo_jax import checkpoint, distributed, logs, score, scpo, tokens
 from scpo_jax.checkpoint import Loaded
-from scpo_jax.data import encoding, global_opinions, jsonl, preferences, prism, simulated, vocabulary
+from scpo_jax.data import encoding, global_opinions, jsonl, preferences, prism, simulated, traits, vocabulary
 from scpo_jax.errors import InputError
 from scpo_jax.models import hf
 from scpo_jax.train_reward import derived_seed
@@ -101,6 +101,7 @@ def prepare(config, workdir: Workdir) -> None:
     hf.save_tokenizer(tokenizer, workdir.tokenizer)
     tokens.write(workdir, encoded)
     preferences.write_table(table, workdir.pairs)
+    traits.write(traits.categories(source.traits, list(dict.fromkeys(table["user_id"].to_pylist()))), workdir.traits)
     workdir.write_json(workdir.split, split)
     workdir.write_json(workdir.summary, summary)
 

@@ -46,6 +46,7 @@ class Workdir:
         self.pairs = self.data / "pairs.parquet"
         self.split = self.data / "split.json"
         self.summary = self.data / "summary.json"
+        self.traits = self.data / "traits.parquet"
         self.tokenizer = self.data / "tokenizer"
         self.simulated = self.data / "simulated"
         self.scores = self.root / "scores" / "global.parquet"

@@ -48,6 +48,7 @@ class Source:
     dropped: dict[str, int]  # rows that are unusable, by reason; they count against max_dropped
     counted: dict[str, int]  # what was kept but is worth knowing, by reason
     ties: dict[str, int] = dataclasses.field(default_factory=dict)  # unit -> pairs skipped for equal scores
+    traits: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)  # user -> field of the survey -> value
 
 
 def split_units(units: Sequence[str], test_size: float, seed: int) -> tuple[list[str], list[str]]:
