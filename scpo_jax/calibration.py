@@ -67,7 +67,7 @@ def expected_error(margins: np.ndarray, temperature: float, counts: np.ndarray) 
     confidence = confidences(margins, temperature)
     gaps = in_bins(confidence) * ((margins > 0) - confidence)[:, None]
     estimate = np.abs(gaps.sum(0)).sum() / len(margins)
-    samples = np.abs(counts @ gaps.astype(counts.dtype)).sum(1) / np.maximum(counts.sum(1), 1)
+    samples = np.abs(counts @ gaps.astype(np.result_type(counts, np.float32))).sum(1) / np.maximum(counts.sum(1), 1)
     return float(estimate), samples
 
 

@@ -33,8 +33,8 @@ def interval(samples: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
 
 def resampled_means(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Mean of `values` `[B]` in each resample `[resamples]`; nan where no pair was drawn."""
-    both = np.stack([values, np.ones(len(values))], axis=1).astype(counts.dtype)
-    sums, total = (counts @ both).astype(np.float64).T
+    both = np.stack([values, np.ones(len(values))], axis=1)
+    sums, total = (counts @ both.astype(np.result_type(counts, np.float32))).astype(np.float64).T
     return np.divide(sums, total, out=np.full(len(counts), np.nan), where=total > 0)
 
 
