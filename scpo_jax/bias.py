@@ -83,6 +83,7 @@ def by_fields(groups: dict[str, GroupPairs], traits: dict[str, dict[str, str]], 
     fields that then have a single value.
 
     Args:
+      groups: that have an RM of every method.
       traits: user -> field -> value, of a survey.
     """
     cells = _cells(groups, traits)
@@ -93,8 +94,6 @@ def by_fields(groups: dict[str, GroupPairs], traits: dict[str, dict[str, str]], 
     for (field, value), size in cells.items():
         found[field][value] = size | {"methods": {}}
     for method in methods if cells else ():
-        if not all(method in pairs.margins for pairs in groups.values()):
-            continue
         right = sum(
             counts[g] @ (members[g] * pairs.correct(method).astype(np.float32)[:, None]) for g, pairs in groups.items()
         )

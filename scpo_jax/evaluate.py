@@ -93,9 +93,9 @@ def temperature_rows(config, group: str, rows: Sequence[dict]) -> list[dict]:
 
 
 def visited_pairs(config, groups: dict[str, GroupPairs], global_scores: dict[str, np.float32]) -> dict[str, GroupPairs]:
-    """The pairs of each group that all RMs are tried on; none where there is a single group."""
+    """The pairs of each group that all RMs are tried on."""
     found = {}
-    for group, pairs in groups.items() if len(groups) > 1 else ():
+    for group, pairs in groups.items():
         own = bias.visited_rows(pairs.rows, np.random.default_rng(derived_seed(config.seed, f"visited/{group}")))
         found[group] = with_global(test_pairs(own, pairs.tau_test, group), global_scores)
     return found
@@ -118,14 +118,14 @@ def score_groups(
     names = [*config.scpo.methods, *config.controls]
     visited, matrices = visited_pairs(config, groups, global_scores), {name: {} for name in config.scpo.methods}
     train_margins = {"global": {group: margins_of(rows, global_scores) for group, rows in fitted.items()}}
-    train_margins |= {name: {} for name in names}
+    train_margins |= {name: {} for name in config.scpo.methods}
     cards = {name: {} for name in names}
-    abroad = [row for pairs in visited.values() for row in pairs.rows]
+    abroad = tokens.texts_of([row for pairs in visited.values() for row in pairs.rows])
     every = [row for pairs in groups.values() for row in pairs.rows] + [r for rows in fitted.values() for r in rows]
     texts = tokens.read(config, workdir, tokens.texts_of(every), training=False)
     functions, progress = {}, logs.Progress(len(groups) * len(names), "evaluate", "model")
     for group, pairs in groups.items():
-        own_texts = tokens.texts_of(pairs.rows)
+        own_texts, fitted_texts = tokens.texts_of(pairs.rows), tokens.texts_of(fitted[group])
         for name in names:
             folder = workdir.checkpoint_of(name, group, slugs)
             progress.add(1)
@@ -134,13 +134,13 @@ def score_groups(
             loaded = checkpoint.load(folder)
             key = json.dumps(loaded.model.config, sort_keys=True)
             function = functions.setdefault(key, score.score_function(loaded.model, config.model.dtype))
-            wanted = own_texts | tokens.texts_of([*fitted[group], *(abroad if name in matrices else ())])
+            wanted = own_texts | fitted_texts | abroad if name in matrices else own_texts
             values = score.score_texts(function, loaded.params, [texts[key] for key in wanted])
             scores = dict(zip(wanted, values, strict=True))
             pairs.margins[name] = margins_of(pairs.rows, scores)
             pairs.movement[name] = float(np.std([scores[key] - global_scores[key] for key in own_texts], dtype=float))
-            train_margins[name][group] = margins_of(fitted[group], scores)
-            if name in matrices and visited:
+            if name in matrices:
+                train_margins[name][group] = margins_of(fitted[group], scores)
                 matrices[name][group] = {other: margins_of(own.rows, scores) for other, own in visited.items()}
             cards[name][group] = loaded.card
     progress.close()
@@ -202,10 +202,11 @@ def fields(config, groups: dict[str, GroupPairs], known: dict[str, dict[str, str
     """
     if not known:
         return {}
-    main = controls.main_method(config.scpo.methods)
+    methods, main = ["global", *config.scpo.methods], controls.main_method(config.scpo.methods)
     both = ["global", *([main] if main else [])]
+    groups = {group: pairs for group, pairs in groups.items() if pairs.margins.keys() >= set(methods)}
     return {
-        "pooled": bias.by_fields(groups, known, ["global", *config.scpo.methods]),
+        "pooled": bias.by_fields(groups, known, methods),
         "groups": {group: bias.by_fields({group: pairs}, known, both) for group, pairs in groups.items()},
     }
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scpo_jax import distributed, logs, scored_pairs
+from scpo_jax import distributed, logs, metrics, scored_pairs
 from scpo_jax.data import fields, jsonl, records
 from scpo_jax.data.preferences import render_messages
 from scpo_jax.errors import InputError
@@ -150,6 +150,7 @@ def evaluate_file(judge: Judge, data: str, output: str) -> None:
     report = {
         "methods": {method: scored_pairs.records(groups, method if judge.groups else "global") for method in methods},
         "groups": list(groups),
+        "too_few_users": [group for group, pairs in groups.items() if pairs.users < metrics.FEW_USERS],
         "rows": source.rows,
         "dropped": source.dropped,
     }

@@ -79,7 +79,7 @@ def test_fields_against_a_plain_loop():
             number = int(user[1:])
             age = "rare" if number < 5 else "old" if number % 2 else "young"
             traits[user] = {} if number % 10 == 9 else {"age": age, "country": group}
-    found = bias.by_fields(groups, traits, ["global", "scpo", "absent"])
+    found = bias.by_fields(groups, traits, ["global", "scpo"])
     assert {field: set(own) for field, own in found.items()} == {"country": {"A", "B"}, "age": {"old", "young"}}
     cell, rows = found["country"]["A"], groups["A"].rows
     mask = np.array([bool(traits[row["user_id"]]) for row in rows])
