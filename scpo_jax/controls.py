@@ -112,7 +112,7 @@ def sentence(group: str, verdict: str, tests: dict, users: int) -> str:
     rivals = {"pooled": "pooled pairs", "other_country": "another group's pairs", "global": "the global RM"}
     points = ", ".join(f"{points_of(tests[name])} against {rival}" for name, rival in rivals.items())
     few = f"; {users} test users are too few for such intervals" if users < metrics.FEW_USERS else ""
-    return f"{group}: {found} (p = {p:.3f}); points of accuracy: {points}{few}."
+    return f"{group} ({verdict.replace('_', ' ')}): {found} (p = {p:.3f}); points of accuracy: {points}{few}."
 
 
 def points_of(test: dict) -> str:
