@@ -24,7 +24,7 @@ CHOICES = {
     "train.schedule": optimizer.SCHEDULES,
     "train.batch_order": ("shuffled", "reference"),
 }
-SHARES = ("data.max_dropped", "data.test_size", "train.validation_size", "scpo.tau", "scpo.tau_test")
+SHARES = ("data.max_dropped", "data.test_size", "train.validation_size", "scpo.tau", "scpo.tau_test", "scpo.trim")
 AT_LEAST = {
     0: (
         "data.min_users", "train.learning_rate", "global_rm.learning_rate", "train.warmup_steps", "train.eval_every",

@@ -38,7 +38,7 @@ STAGES = {
     "global": Stage(train_groups.train_global, ("prepare",), ("global_rm.", "model.", "seed", *OF_BOTH_TRAININGS),
                     everywhere=True),
     "score": Stage(stages.score_global, ("prepare", "global"), ("model.dtype",), everywhere=True),
-    "select": Stage(stages.select, ("score",), ("scpo.tau", "scpo.tau_test", "scpo.beta", "per_group")),
+    "select": Stage(stages.select, ("score",), ("scpo.tau", "scpo.tau_test", "scpo.beta", "scpo.trim", "per_group")),
     "train": Stage(train_groups.train, ("select", "global"), ("seed", "train.", "scpo.methods", "per_group"),
                    everywhere=True),
     "evaluate": Stage(evaluate.evaluate, ("train", "score"), (), everywhere=True),

@@ -253,23 +253,18 @@ def select(config, workdir: Workdir) -> None:
         np.array([scores[score.text_key(row["prompt"], row[side])] for row in rows], np.float32)
         for side in ("chosen", "rejected")
     )
-    kept, weights = np.zeros(len(rows), bool), np.zeros(len(rows), np.float32)
     groups, is_train = np.array([row["group"] for row in rows]), np.array([row["split"] == "train" for row in rows])
-    for group in steered:
-        tau, beta = (override(config, group, key, config.scpo[key]) for key in ("tau", "beta"))
-        own = groups == group
-        kept |= own & np.where(
-            is_train, scpo.keep(chosen, rejected, tau), scpo.keep(chosen, rejected, config.scpo.tau_test)
-        )
-        weights = np.where(own, scpo.weight(chosen, rejected, beta), weights)
     columns = {key: [row[key] for row in rows] for key in ("pair_id", "group", "split")}
-    columns |= {
-        "ref_chosen": pa.array(chosen),
-        "ref_rejected": pa.array(rejected),
-        "p_global": pa.array(scpo.global_probability(chosen, rejected).astype(np.float32)),
-        "keep": pa.array(kept),
-        "weight": pa.array(weights.astype(np.float32)),
-    }
+    columns |= {name: np.zeros(len(rows)) for name in ("tau", "beta")}
+    columns |= {name: np.zeros(len(rows), np.float32) for name in scpo.Selection._fields}
+    columns |= {name: np.zeros(len(rows), bool) for name in ("keep", "uncertain", "trim")}
+    for group in steered:
+        own = groups == group
+        tau, beta = (override(config, group, key, config.scpo[key]) for key in ("tau", "beta"))
+        selected = scpo.select(chosen[own], rejected[own], tau, beta, config.scpo.trim)
+        for name, values in {**selected._asdict(), "tau": tau, "beta": beta}.items():
+            columns[name][own] = values
+    columns["keep"] = np.where(is_train, columns["keep"], scpo.keep(chosen, rejected, config.scpo.tau_test))
     preferences.write_table(pa.table(columns), workdir.selection)
 
 

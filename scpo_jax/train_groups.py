@@ -218,8 +218,8 @@ def make_job(config, workdir, trainer: Trainer, method, group, rows, selection, 
     options = train_reward.options_from(config, group)
     rows, held_out = hold_out(rows, config.train.validation_size if options.eval_every else 0.0, options.seed)
     picked = [selection[row["pair_id"]] for row in rows]
-    columns = [np.array([row[key] for row in picked]) for key in ("keep", "weight", "ref_chosen", "ref_rejected")]
-    mask, weights = scpo.training_set(method, *columns, np.random.default_rng(options.seed))
+    selected = scpo.Selection(*(np.array([row[key] for row in picked]) for key in scpo.Selection._fields))
+    mask, weights = scpo.training_set(method, selected, np.random.default_rng(options.seed))
     rows = [row for row, used in zip(rows, mask, strict=True) if used]
     name = f"{method}/{slug}"
     if not rows:
@@ -228,7 +228,7 @@ def make_job(config, workdir, trainer: Trainer, method, group, rows, selection, 
     inputs = [[row["pair_id"] for row in rows], weights[mask].tolist(), [row["pair_id"] for row in held_out]]
     fingerprint = digest([workdir.fingerprint("score"), dict(vars(options)), inputs])
     card = card_of(config, method=method, group=group, pairs=len(rows), fingerprint=fingerprint)
-    card |= {key: stages.override(config, group, key, config.scpo[key]) for key in ("tau", "beta")}
+    card |= {key: picked[0][key] for key in ("tau", "beta")}
     validation = trainer.pairs(held_out, np.ones(len(held_out), np.float32)) if held_out else None
     training = Training(name, trainer.pairs(rows, weights[mask]), options, validation)
     return Job(workdir.checkpoints / method / slug, card, training)
