@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from absl import flags
 from ml_collections import ConfigDict
 
-from scpo_jax import __version__, optimizer, scpo
+from scpo_jax import __version__, guards, optimizer, scpo
 from scpo_jax.configs import base
 from scpo_jax.data import encoding
 from scpo_jax.data.fields import listing, one_line
@@ -142,6 +142,9 @@ def check(config: ConfigDict) -> None:
     for method in config.scpo.methods:
         if method not in scpo.METHODS:
             raise InputError(f"config.scpo.methods names {method!r}; methods are {listing(scpo.METHODS)}")
+    for name in config.allow:
+        if name not in guards.NAMES:
+            raise InputError(f"config.allow names {name!r}; guards are {listing(guards.NAMES)}")
     for entry in config.per_group:
         check_per_group(entry)
     check_not_yet(config)

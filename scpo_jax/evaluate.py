@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from scpo_jax import checkpoint, distributed, logs, metrics, score, scpo, stages, tokens
+from scpo_jax import checkpoint, distributed, guards, logs, metrics, score, scpo, stages, tokens
 from scpo_jax.data import preferences
 from scpo_jax.workdir import Workdir, slugs_of
 
@@ -79,6 +79,8 @@ def evaluate(config, workdir: Workdir) -> None:
         **truth(config, workdir, groups, rows, global_scores),
         **baselines(config, table, groups),
     }
+    if config.data.source == "prism":
+        guards.add(workdir, guards.prism_accuracy(report["methods"]))
     workdir.write_json(workdir.reports / "evaluation.json", report)
     for name, which in (("full_report", "all"), ("partial_report", "edited")):
         workdir.write_json(workdir.reports / f"{name}.json", percent_report(groups, config.scpo.methods, which))

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from scpo_jax import checkpoint, distributed, logs, score, scpo, tokens
+from scpo_jax import checkpoint, distributed, guards, logs, score, scpo, tokens
 from scpo_jax.checkpoint import Loaded
 from scpo_jax.data import encoding, global_opinions, jsonl, preferences, prism, simulated, vocabulary
 from scpo_jax.errors import InputError
@@ -83,7 +83,7 @@ def steered_groups(config, table: pa.Table) -> list[str]:
 def prepare(config, workdir: Workdir) -> None:
     """Reads the data source into one table of pairs, splits it by user, and settles on a tokenizer.
 
-    Nothing is written before everything has been checked.
+    Nothing but `reports/guards.json` is written before everything has been checked.
     """
     with tempfile.TemporaryDirectory() as world:
         source = read_source(config, epath.Path(world))
@@ -92,6 +92,8 @@ def prepare(config, workdir: Workdir) -> None:
         encoded = tokens.encode_all(config, tokenizer, table.to_pylist())
         cut = sum(text.cut > 0 for text in encoded[tokens.name_of(config, training=True)].values())
         summary |= {"known_groups": sorted(source.groups), "cut_texts": cut}
+        found = guards.check(table.to_pylist(), tokenizer, encoded[tokens.name_of(config, training=False)])
+        guards.report(workdir, *found, config.allow)
         for file in epath.Path(world).iterdir():
             workdir.simulated.mkdir(parents=True, exist_ok=True)
             file.copy(workdir.simulated / file.name, overwrite=True)

@@ -54,6 +54,7 @@ class Workdir:
         self.global_checkpoint = self.checkpoints / "global"
         self.training = self.checkpoints / "training"
         self.reports = self.root / "reports"
+        self.guards = self.reports / "guards.json"
         self.test_scores = self.reports / "test_scores.parquet"
 
     def record(self) -> dict:
