@@ -29,7 +29,7 @@ def character_features(responses: Sequence[str]) -> np.ndarray:
             counts = np.bincount(values, minlength=256)
             row[0], row[1] = counts > 0, counts / len(values)
             row[2, values[0]] = row[3, values[-1]] = 1
-    return features.reshape(len(responses), -1)
+    return features.reshape(len(responses), 4 * 256)
 
 
 FEATURES = {"length": length_features, "characters": character_features}

@@ -32,10 +32,10 @@ def fit(differences, penalty: float, *, weights=None, offset=None) -> np.ndarray
         gradient = penalty * coefficients - x.T @ (w * wrong) / len(x)
         curvature = (x.T * (w * wrong * (1 - wrong))) @ x / len(x) + penalty * np.eye(x.shape[1])
         step = np.linalg.solve(curvature, gradient)
-        while loss(coefficients - step) > current and np.abs(step).max() > TOLERANCE:
+        while loss(coefficients - step) > current and np.abs(step).max(initial=0) > TOLERANCE:
             step = step / 2
         coefficients = coefficients - step
         current = loss(coefficients)
-        if np.abs(step).max() <= TOLERANCE:
+        if np.abs(step).max(initial=0) <= TOLERANCE:
             break
     return coefficients

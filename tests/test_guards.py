@@ -102,8 +102,10 @@ def test_a_user_in_both_splits(spelling):
 def test_a_pair_in_both_splits(sides):
     rows = honest()
     rows[-1] |= {"prompt": rows[0]["prompt"], "chosen": rows[0][sides[0]], "rejected": rows[0][sides[1]]}
-    found = levels(rows)
-    assert found["pair_in_both_splits"] == "stop" and found["text_in_both_splits"] == "warning"
+    assert levels(rows) == {"pair_in_both_splits": "warning", "text_in_both_splits": "warning"}
+    for test, train in zip(rows[-4:], rows[:4], strict=True):
+        test |= {"prompt": train["prompt"], "chosen": train[sides[0]], "rejected": train[sides[1]]}
+    assert levels(rows)["pair_in_both_splits"] == "stop"
 
 
 def test_a_text_in_both_splits_warns():
@@ -164,16 +166,13 @@ def test_accuracy_above_what_prism_allows():
 
 
 def leaky(folder) -> World:
-    """A run whose data have a pair in both splits, by other users, and a user spelt in two ways."""
+    """A run in whose data a test user has the pairs of a training user."""
     rows = [row | {"group": GROUPS[0]} for row in honest()]
     train, test = preferences.split_units(list(dict.fromkeys(row["user_id"] for row in rows)), 0.3, 0)
-    first = {unit: next(row for row in rows if row["user_id"] == unit) for unit in (train[0], test[0])}
-    first[test[0]] |= {key: first[train[0]][key] for key in ("prompt", "chosen", "rejected")}
-    world = World(folder, [{key: value for key, value in row.items() if key != "split"} for row in rows], groups=())
-    world.config.write_text(
-        world.config.read_text().replace("return config", "config.data.split_seed = 0\n    return config")
-    )
-    return world
+    copied, planted = ([row for row in rows if row["user_id"] == unit] for unit in (train[0], test[0]))
+    for row, copy in zip(planted, copied, strict=True):
+        row |= {key: copy[key] for key in ("prompt", "chosen", "rejected")}
+    return World(folder, [{key: value for key, value in row.items() if key != "split"} for row in rows], groups=())
 
 
 def test_a_run_stops_unless_the_guard_is_allowed(tmp_path, capsys):
@@ -181,7 +180,7 @@ def test_a_run_stops_unless_the_guard_is_allowed(tmp_path, capsys):
     flags = ("--config.global_rm.groups=", "--config.data.split_seed=0", "--stages=prepare")
     arguments = ("run", f"--config={world.config}", f"--workdir={world.workdir}", *flags)
     said = refusal(capsys, *arguments)
-    assert "guard pair_in_both_splits: 1 of" in said and "--config.allow=pair_in_both_splits" in said
+    assert "guard pair_in_both_splits: 4 of" in said and "--config.allow=pair_in_both_splits" in said
     found = json.loads((world.workdir / "reports" / "guards.json").read_text())
     assert {f["level"] for f in found["findings"] if f["name"] == "pair_in_both_splits"} == {"stop"}
     assert set(found["baselines"]) == {"length", "characters"} and not (world.workdir / "data").exists()
@@ -190,7 +189,21 @@ def test_a_run_stops_unless_the_guard_is_allowed(tmp_path, capsys):
     )
     assert "guard pair_in_both_splits" in refusal(capsys, *arguments, "--config.allow=templates")
     assert world.run(*flags, "--config.allow=templates,pair_in_both_splits") == 0
-    assert "guard pair_in_both_splits: 1 of" in capsys.readouterr().err
+    assert "guard pair_in_both_splits: 4 of" in capsys.readouterr().err
     found = json.loads((world.workdir / "reports" / "guards.json").read_text())
     assert {f["level"] for f in found["findings"]} == {"ok", "allowed", "warning"}
     assert np.isfinite(found["baselines"]["length"]["accuracy"])
+
+
+def test_a_letter_that_is_always_on_one_side_decides():
+    rows = [row | {"chosen": "a", "rejected": "b"} for row in honest()]
+    records = baselines.records(rows)
+    assert records["characters"]["accuracy"] == records["characters"]["train_accuracy"] == 1
+    assert records["length"]["ties"] == records["length"]["n"] and records["length"]["accuracy"] == 0
+
+
+def test_without_a_test_split_nothing_is_predicted():
+    rows = [row | {"split": "train"} for row in honest()]
+    record = baselines.records(rows)["length"]
+    assert record["n"] == 0 and record["accuracy"] is record["train_accuracy"] is None
+    assert guards.predicted("length", record).level == "ok"
