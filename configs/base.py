@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     config.scpo.tau_test = 0.5  # the edited test set: pairs with a global probability below
     config.scpo.beta = 1.1  # weight: min(exp((r+ - r-) / beta), 1)
     config.scpo.trim = 0.1  # trim: train on a pair iff the global probability of its label is above
-    config.scpo.calibrate = False  # choose tau and beta per group on validation users (not yet available)
+    config.scpo.calibrate = False  # choose tau and beta per group on held-out training users
     config.controls = ()  # of pooled, other_country, shuffled (not yet available)
 
     config.train = train()

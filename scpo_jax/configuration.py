@@ -180,7 +180,6 @@ def check_per_group(entry) -> None:
 def check_not_yet(config: ConfigDict) -> None:
     """Refuses what the config has a key for but this version does not do, rather than ignore it."""
     later = {
-        "scpo.calibrate": config.scpo.calibrate,
         "controls": bool(config.controls),
         "policy.steps": config.policy.steps > 0,
     }

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from scpo_jax import checkpoint, distributed, guards, logs, score, scpo, tokens
+from scpo_jax import calibrate, checkpoint, distributed, guards, logs, score, scpo, tokens
 from scpo_jax.checkpoint import Loaded
 from scpo_jax.data import encoding, global_opinions, jsonl, preferences, prism, simulated, vocabulary
 from scpo_jax.errors import InputError
@@ -260,14 +260,38 @@ def select(config, workdir: Workdir) -> None:
     columns |= {name: np.zeros(len(rows)) for name in ("tau", "beta")}
     columns |= {name: np.zeros(len(rows), np.float32) for name in scpo.Selection._fields}
     columns |= {name: np.zeros(len(rows), bool) for name in ("keep", "uncertain", "trim")}
+    calibrated = calibrate_groups(config, workdir, rows, chosen, rejected) if config.scpo.calibrate else {}
+    if calibrated:
+        workdir.write_json(workdir.calibration, calibrated)
+    else:
+        workdir.calibration.unlink(missing_ok=True)
     for group in steered:
         own = groups == group
-        tau, beta = (override(config, group, key, config.scpo[key]) for key in ("tau", "beta"))
+        values = calibrated.get(group, config.scpo)
+        tau, beta = (override(config, group, key, values[key]) for key in ("tau", "beta"))
         selected = scpo.select(chosen[own], rejected[own], tau, beta, config.scpo.trim)
         for name, values in {**selected._asdict(), "tau": tau, "beta": beta}.items():
             columns[name][own] = values
     columns["keep"] = np.where(is_train, columns["keep"], scpo.keep(chosen, rejected, config.scpo.tau_test))
     preferences.write_table(pa.table(columns), workdir.selection)
+
+
+def calibrate_groups(config, workdir: Workdir, rows: list[dict], chosen: np.ndarray, rejected: np.ndarray) -> dict:
+    """{group: what `calibrate.choose` found} from the training pairs of every group that has some."""
+    train = np.array([row["split"] == "train" for row in rows])
+    loaded = load_global(config, workdir)
+    texts = tokens.read(config, workdir, tokens.texts_of([rows[i] for i in np.flatnonzero(train)]), training=False)
+    values = calibrate.pooled_features(loaded, list(texts.values()), config.model.dtype)
+    features, found = dict(zip(texts, values, strict=True)), {}
+    for group in dict.fromkeys(row["group"] for row in rows):
+        places = [i for i in np.flatnonzero(train) if rows[i]["group"] == group]
+        if places:
+            own, refs = [rows[i] for i in places], (chosen[places], rejected[places])
+            differences, users = calibrate.group_differences(features, own), [row["user_id"] for row in own]
+            seed = derived_seed(config.seed, f"calibrate/{group}")
+            found[group] = calibrate.choose(differences, refs, users, config.scpo.tau, config.scpo.beta, seed)
+            logs.say(f"calibrate {group}: {calibrate.line(found[group])}")
+    return found
 
 
 def override(config, group: str, key: str, default):

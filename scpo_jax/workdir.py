@@ -55,6 +55,7 @@ class Workdir:
         self.training = self.checkpoints / "training"
         self.reports = self.root / "reports"
         self.guards = self.reports / "guards.json"
+        self.calibration = self.reports / "calibration.json"
         self.test_scores = self.reports / "test_scores.parquet"
 
     def record(self) -> dict:
