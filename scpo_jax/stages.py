@@ -278,16 +278,13 @@ def select(config, workdir: Workdir) -> None:
 
 def calibrate_groups(config, workdir: Workdir, rows: list[dict], chosen: np.ndarray, rejected: np.ndarray) -> dict:
     """{group: what `calibrate.choose` found} from the training pairs of every group that has some."""
-    train = np.array([row["split"] == "train" for row in rows])
-    loaded = load_global(config, workdir)
-    texts = tokens.read(config, workdir, tokens.texts_of([rows[i] for i in np.flatnonzero(train)]), training=False)
-    values = calibrate.pooled_features(loaded, list(texts.values()), config.model.dtype)
-    features, found = dict(zip(texts, values, strict=True)), {}
+    found = {}
     for group in dict.fromkeys(row["group"] for row in rows):
-        places = [i for i in np.flatnonzero(train) if rows[i]["group"] == group]
-        if places:
-            own, refs = [rows[i] for i in places], (chosen[places], rejected[places])
-            differences, users = calibrate.group_differences(features, own), [row["user_id"] for row in own]
+        places = [i for i, row in enumerate(rows) if row["split"] == "train" and row["group"] == group]
+        own, refs = [rows[i] for i in places], (chosen[places], rejected[places])
+        if own:
+            texts = tokens.read(config, workdir, tokens.texts_of(own), training=False)
+            differences, users = calibrate.token_differences(texts, own), [row["user_id"] for row in own]
             seed = derived_seed(config.seed, f"calibrate/{group}")
             found[group] = calibrate.choose(differences, refs, users, config.scpo.tau, config.scpo.beta, seed)
             logs.say(f"calibrate {group}: {calibrate.line(found[group])}")

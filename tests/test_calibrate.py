@@ -2,14 +2,11 @@
 
 import json
 
-import jax
 import numpy as np
-import pytest
 
 from scpo_jax import calibrate, score
 from scpo_jax.data import preferences
 from scpo_jax.data.encoding import Text
-from tests import model_helpers
 from tests.run_helpers import GROUPS
 
 
@@ -61,17 +58,24 @@ def test_a_head_is_judged_on_users_it_was_not_trained_on():
     assert calibrate.choose(x, refs, users, 0.7, 1.1, 0)["accuracy"] < 0.9
 
 
-@pytest.mark.parametrize("family", ["bert", "v3"])
-def test_the_score_head_reads_the_pooled_features(family):
-    model, params = model_helpers.make(family)
+def test_differences_of_counts_of_tokens():
+    def text(*ids):
+        return Text(np.array(ids, np.int32), np.zeros(len(ids), np.int32), 0)
+
+    rows = [{"prompt": "p", "chosen": "a", "rejected": "b"}, {"prompt": "p", "chosen": "b", "rejected": "c"}]
+    encoded = {"a": text(1, 7, 7, 2), "b": text(1, 8, 2), "c": text(1, 2)}
+    differences = calibrate.token_differences({score.text_key("p", key): t for key, t in encoded.items()}, rows)
+    columns = sorted(differences.T.tolist())
+    expected = sorted([[0, 0], [0, 0], [np.log(3), 0], [-np.log(2), np.log(2)]])
+    np.testing.assert_allclose(columns, expected, atol=1e-6)
+
+
+def test_principal_directions_do_not_know_the_labels():
     rng = np.random.default_rng(0)
-    texts = [Text(rng.integers(5, 40, size, np.int32), np.zeros(size, np.int32), 0) for size in (3, 9, 17, 4, 30)]
-    loaded = calibrate.Loaded(model, params, None, {})
-    features = calibrate.pooled_features(loaded, texts, "float32")
-    head = jax.tree.map(np.asarray, params["score"])
-    expected = score.score_texts(score.score_function(model, "float32"), params, texts)
-    scores = features @ head["kernel"][:, 0] + (head["bias"][0] if "bias" in head else 0)
-    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    x, sign = rng.normal(size=(50, 5)) * [3, 1, 1, 1, 0], rng.choice([-1, 1], (50, 1))
+    coordinates = calibrate.principal(x)
+    np.testing.assert_allclose(coordinates.T @ coordinates / 50, np.eye(4), atol=1e-9)
+    np.testing.assert_allclose(calibrate.principal(sign * x), sign * coordinates, atol=1e-9)
 
 
 def test_a_run(copy, capsys):

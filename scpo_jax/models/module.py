@@ -65,13 +65,6 @@ class RewardModel:
             texts = hidden[batch.rows, batch.columns].astype(jnp.float32)
             return network.score(network.pool(texts, head_key))[:, 0]
 
-    def pooled(self, params, batch: TextBatch, dtype: str = "float32") -> jax.Array:
-        """What the score head reads, `[S, D]` float32, without dropout."""
-        hidden = self._encode(params, batch, None, dtype, layers.StackOptions())
-        with jax.default_matmul_precision("float32"):
-            texts = hidden[batch.rows, batch.columns].astype(jnp.float32)
-            return nnx.merge(self.graphdef, params).pool(texts)
-
     def hidden_states(self, params, batch: TextBatch, dtype: str = "float32") -> jax.Array:
         """The embeddings and every layer's output without dropout: `[L + 1, R, T, D]`."""
         return self._encode(params, batch, None, dtype, layers.StackOptions(every_layer=True))
