@@ -3,7 +3,7 @@
 import numpy as np
 
 STEPS = 50
-TOLERANCE = 1e-8
+TOLERANCE = 1e-7
 
 
 def fit(differences, penalty: float, *, weights=None, offset=None) -> np.ndarray:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from scpo_jax import calibrate, checkpoint, distributed, guards, logs, score, scpo, tokens
+from scpo_jax import calibrate, checkpoint, distributed, examples, guards, logs, score, scpo, tokens
 from scpo_jax.checkpoint import Loaded
 from scpo_jax.data import encoding, global_opinions, jsonl, preferences, prism, simulated, vocabulary
 from scpo_jax.errors import InputError
@@ -273,7 +273,9 @@ def select(config, workdir: Workdir) -> None:
         for name, values in {**selected._asdict(), "tau": tau, "beta": beta}.items():
             columns[name][own] = values
     columns["keep"] = np.where(is_train, columns["keep"], scpo.keep(chosen, rejected, config.scpo.tau_test))
-    preferences.write_table(pa.table(columns), workdir.selection)
+    selection = pa.table(columns)
+    preferences.write_table(selection, workdir.selection)
+    examples.write(workdir, rows, selection.to_pylist())
 
 
 def calibrate_groups(config, workdir: Workdir, rows: list[dict], chosen: np.ndarray, rejected: np.ndarray) -> dict:
