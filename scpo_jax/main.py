@@ -91,13 +91,21 @@ def _score(values: flags.FlagValues, command: str) -> None:
 def _define_evaluate(values: flags.FlagValues) -> None:
     _define_model(values)
     flags.DEFINE_string("data", None, "preference pairs: JSON lines, CSV or Parquet", flag_values=values)
+    flags.DEFINE_enum("source", "jsonl", ["jsonl", "global_opinions"], "what kind of data", flag_values=values)
+    flags.DEFINE_list("groups", [], "of global_opinions: countries; default those of the model", flag_values=values)
     flags.DEFINE_string("output", None, "JSON file to write", flag_values=values)
 
 
 def _evaluate(values: flags.FlagValues, command: str) -> None:
-    from scpo_jax import files
+    from scpo_jax import files, opinions
 
     _require(values, "model", "data", "output")
+    if values.source == "global_opinions":
+        groups = tuple(group.strip() for group in values.groups)
+        opinions.evaluate_file(_judge(values), values.model, values.data, values.output, groups)
+        return
+    if values.groups:
+        raise InputError("--groups is for --source=global_opinions: pairs of other files name their group themselves")
     files.evaluate_file(_judge(values), values.data, values.output)
 
 
