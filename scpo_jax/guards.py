@@ -206,7 +206,7 @@ def report(workdir: Workdir, findings: Sequence[Finding], records: dict, allowed
 
 def add(workdir: Workdir, finding: Finding) -> None:
     """Says a warning of a later stage, and puts it in `reports/guards.json` in place of an earlier one of its name."""
-    found = json.loads(workdir.guards.read_text())
+    found = json.loads(workdir.guards.read_text()) if workdir.guards.exists() else {"findings": [], "baselines": {}}
     others = [other for other in found["findings"] if other["name"] != finding.name]
     workdir.write_json(workdir.guards, found | {"findings": [*others, finding._asdict()]})
     if finding.level != "ok":

@@ -95,13 +95,13 @@ def evaluate_file(judge: Judge, model: str, data: str, output: str, groups: Sequ
     for method, models in methods.items():
         scores = {c: scores_of(judge, own[c], c if c in models else "") for c in countries}
         rewards = {c: [[scores[c][key] for key in _keys(cell)] for cell in own[c]] for c in countries}
-        fitted = [(np.array(r), cell.shares) for c in countries for cell, r in zip(own[c], rewards[c], strict=True)
+        fitted = [(np.array(r, float), cell.shares) for c in countries for cell, r in zip(own[c], rewards[c], strict=True)
                   if cell.battery in train]  # fmt: skip
         inverse = fit_inverse_temperature(*zip(*fitted, strict=True)) if fitted else 0.0
         report["temperature"][method] = 1 / inverse if inverse else None
         for country in countries:
             asked = zip(own[country], rewards[country], strict=True)
-            values = [np.array(r) for cell, r in asked if cell.battery in test]
+            values = [np.array(r, float) for cell, r in asked if cell.battery in test]
             near = similarities(tested[country], values, inverse)
             report["methods"][method][country] = {"all": accuracy(pairs[country], scores[country]), **near}
     report["macro"] = {method: macro(of_group.values()) for method, of_group in report["methods"].items()}

@@ -8,6 +8,7 @@ import pytest
 
 from scpo_jax import baselines, guards, tokens
 from scpo_jax.data import encoding, preferences, vocabulary
+from scpo_jax.workdir import Workdir
 from tests.run_helpers import GROUPS, World, refusal
 
 WORDS = (
@@ -163,6 +164,16 @@ def test_accuracy_above_what_prism_allows():
     assert guards.prism_accuracy({"global": fair}).level == "ok"
     found = guards.prism_accuracy({"global": fair, "scpo": fair | {"Israel": record(0.7, 80)}})
     assert (found.level, found.count, found.of) == ("warning", 72, 100) and "scpo" in found.what
+
+
+def test_a_later_finding_takes_the_place_of_an_earlier_one(tmp_path, capsys):
+    work = Workdir(tmp_path)
+    for right in (60, 80, 65):
+        guards.add(work, guards.prism_accuracy({"scpo": {"Chile": {"all": {"accuracy": right / 100, "n": 100}}}}))
+    said = "guard prism_accuracy: 80 of 100 test pairs are right by scpo: on PRISM look for a leak above 70 %\n"
+    assert capsys.readouterr().err == said
+    found = json.loads(work.guards.read_text())["findings"]
+    assert [(f["name"], f["level"], f["count"]) for f in found] == [("prism_accuracy", "ok", 65)]
 
 
 def leaky(folder) -> World:
