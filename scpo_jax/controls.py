@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scpo_jax import metrics, scpo
+from scpo_jax import metrics
 from scpo_jax.scored_pairs import GroupPairs, advantage, scored
 
 CONTROLS = ("pooled", "other_country", "shuffled")
@@ -62,12 +62,6 @@ def shuffled(rows: Sequence[dict], rng: np.random.Generator) -> list[dict]:
         return row | both | {"pair_id": f"{row['pair_id']} reversed"}
 
     return [reverse(row) if tails else row for row, tails in zip(rows, rng.random(len(rows)) < 0.5, strict=True)]
-
-
-def selected(rows: Sequence[dict], tau: float, beta: float) -> tuple[np.ndarray, np.ndarray]:
-    """(kept `[B]`, weight `[B]`) of pairs with their global rewards `ref_chosen` and `ref_rejected`."""
-    rewards = [np.array([row[key] for row in rows], np.float32) for key in ("ref_chosen", "ref_rejected")]
-    return scpo.keep(*rewards, tau), scpo.weight(*rewards, beta)
 
 
 def findings(groups: dict[str, GroupPairs], method: str, controls: Sequence[str]) -> dict:

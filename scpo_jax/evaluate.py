@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from scpo_jax import bias, calibration, checkpoint, controls, distributed, logs, metrics, score, stages, tokens
+from scpo_jax import bias, calibration, checkpoint, controls, distributed, guards, logs, metrics, score, stages, tokens
 from scpo_jax.bias import Matrix
 from scpo_jax.data import preferences, traits
 from scpo_jax.reference_reports import edited_ratios, percent_report
@@ -69,6 +69,8 @@ def evaluate(config, workdir: Workdir) -> None:
         **truth(config, workdir, groups, of_test, global_scores),
         **baselines(config, table, groups),
     }
+    if config.data.source == "prism":
+        guards.add(workdir, guards.prism_accuracy(report["methods"]))
     workdir.write_json(workdir.reports / "evaluation.json", report)
     for name, which in (("full_report", "all"), ("partial_report", "edited")):
         workdir.write_json(workdir.reports / f"{name}.json", percent_report(groups, config.scpo.methods, which))

@@ -25,7 +25,7 @@ def score_file(judge: Judge, source: str, output: str) -> None:
     A row is an object with `prompt` and `response`, or with `prompt`, `chosen` and `rejected`; `group`, if it names a
     group of a workdir, chooses that group's RM. Raises InputError before anything is written if a row is malformed.
     """
-    path = _output(output)
+    path = output_path(output)
     rows = read_rows(source)
     texts = [_texts(row, where) for where, row in rows]
     done = distributed.on_writer("the output", lambda: _finished_rows(path, rows))
@@ -48,7 +48,7 @@ def score_file(judge: Judge, source: str, output: str) -> None:
     progress.close()
 
 
-def _output(name: str) -> pathlib.Path:
+def output_path(name: str) -> pathlib.Path:
     """The file to write; refuses a name that cannot become one. Process 0 alone writes it."""
     if not distributed.is_writer():
         return pathlib.Path(os.devnull)
@@ -59,13 +59,13 @@ def _output(name: str) -> pathlib.Path:
     return path
 
 
-def read_rows(source: str) -> list[tuple[str, dict]]:
+def read_rows(source: str, flag: str = "--input") -> list[tuple[str, dict]]:
     """(file:line, row) of every row; raises the first error there is."""
     rows = records.read_rows(source)
     for _, row in rows:
         if isinstance(row, InputError):
             raise row
-    distributed.check_same(f"--input={source}", digest([row for _, row in rows]))
+    distributed.check_same(f"{flag}={source}", digest([row for _, row in rows]))
     return rows
 
 
@@ -135,7 +135,7 @@ def evaluate_file(judge: Judge, data: str, output: str) -> None:
     A workdir answers with the RM of each pair's group and, beside it, with its global RM, which tells edited from
     agreed pairs. A single model knows no other: its edited pairs are those that it gets wrong itself.
     """
-    path = _output(output)
+    path = output_path(output)
     source = jsonl.read(data)
     if not source.pairs:
         raise InputError(f"{data} has no usable pair ({fields.listing(source.dropped)}): nothing to evaluate on")

@@ -217,7 +217,10 @@ def train(config, workdir: Workdir) -> None:
     chunks = []
     for name in names:
         materials = materials_of(config, name, of_group, selection)
-        made = [make_job(config, workdir, trainer, name, group, own, slugs[group]) for group, own in materials.items()]
+        made = [
+            make_job(config, workdir, trainer, name, group, own, slugs[group], selection[of_group[group][0]["pair_id"]])
+            for group, own in materials.items()
+        ]
         jobs = [job for job in made if job]
         chunks += [jobs[first : first + at_once] for first in range(0, len(jobs), at_once)]
     if chunks:
@@ -244,8 +247,8 @@ def own_material(config, method: str, group: str, rows: list[dict], selection: d
     options = train_reward.options_from(config, group)
     rows, held_out = hold_out(rows, config.train.validation_size if options.eval_every else 0.0, options.seed)
     picked = [selection[row["pair_id"]] for row in rows]
-    columns = [np.array([row[key] for row in picked]) for key in ("keep", "weight", "ref_chosen", "ref_rejected")]
-    mask, weights = scpo.training_set(method, *columns, np.random.default_rng(options.seed))
+    selected = scpo.Selection(*(np.array([row[key] for row in picked]) for key in scpo.Selection._fields))
+    mask, weights = scpo.training_set(method, selected, np.random.default_rng(options.seed))
     return Material([row for row, used in zip(rows, mask, strict=True) if used], weights[mask], held_out, (group,))
 
 
@@ -253,18 +256,27 @@ def shuffled_material(config, method: str, group: str, rows: list[dict], selecti
     """The pairs that a method would train on if labels were coins, at most as many as it trains on."""
     rng = np.random.default_rng(train_reward.derived_seed(config.seed, f"shuffled/{group}"))
     size = len(own_material(config, method, group, rows, selection).rows)
+    known = selection[rows[0]["pair_id"]]  # one tau and beta for the group
     rewards = ({key: selection[row["pair_id"]][key] for key in ("ref_chosen", "ref_rejected")} for row in rows)
     rows = controls.shuffled([row | own for row, own in zip(rows, rewards, strict=True)], rng)
-    tau, beta = (stages.override(config, group, key, config.scpo[key]) for key in ("tau", "beta"))
-    selected = zip(rows, *controls.selected(rows, tau, beta), strict=True)
-    selection = {row["pair_id"]: row | {"keep": keep, "weight": weight} for row, keep, weight in selected}
+    rewards = [np.array([row[key] for row in rows], np.float32) for key in ("ref_chosen", "ref_rejected")]
+    selected = scpo.select(*rewards, known["tau"], known["beta"], config.scpo.trim)
+    columns = zip(*selected, strict=True)
+    selection = {
+        row["pair_id"]: dict(zip(selected._fields, own, strict=True)) for row, own in zip(rows, columns, strict=True)
+    }
     drawn = own_material(config, method, group, rows, selection)
     taken = rng.permutation(len(drawn.rows))[:size]
     return drawn._replace(rows=[drawn.rows[i] for i in taken], weights=drawn.weights[taken])
 
 
-def make_job(config, workdir, trainer: Trainer, method: str, group, material: Material | None, slug) -> Job | None:
-    """The training of a group's RM by a method; None, and a line that says so, if it has no pair to train on."""
+def make_job(
+    config, workdir, trainer: Trainer, method, group, material: Material | None, slug, known: dict
+) -> Job | None:
+    """The training of a group's RM by a method; None, and a line that says so, if it has no pair to train on.
+
+    `known` holds the group's tau and beta.
+    """
     name = f"{method}/{slug}"
     if material is None or not material.rows:
         logs.say(f"train: {name} {'keeps no pair' if material else 'needs another group'}, skipped")
@@ -274,8 +286,7 @@ def make_job(config, workdir, trainer: Trainer, method: str, group, material: Ma
     inputs = [[row["pair_id"] for row in rows], weights.tolist(), [row["pair_id"] for row in held_out]]
     fingerprint = digest([workdir.fingerprint("score"), dict(vars(options)), inputs])
     card = card_of(config, method=method, group=group, pairs=len(rows), fingerprint=fingerprint)
-    card |= {key: stages.override(config, group, key, config.scpo[key]) for key in ("tau", "beta")}
-    card |= {"trained_on": list(source)}
+    card |= {key: known[key] for key in ("tau", "beta")} | {"trained_on": list(source)}
     validation = trainer.pairs(held_out, np.ones(len(held_out), np.float32)) if held_out else None
     return Job(
         workdir.checkpoints / method / slug, card, Training(name, trainer.pairs(rows, weights), options, validation)

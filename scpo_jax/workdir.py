@@ -55,6 +55,8 @@ class Workdir:
         self.global_checkpoint = self.checkpoints / "global"
         self.training = self.checkpoints / "training"
         self.reports = self.root / "reports"
+        self.guards = self.reports / "guards.json"
+        self.calibration = self.reports / "calibration.json"
         self.test_scores = self.reports / "test_scores.parquet"
 
     def record(self) -> dict:

@@ -74,7 +74,6 @@ def test_commands_and_flags(arguments, message, capsys):
         ("--config.per_group=(('日本','max_steps',2.5),)", "a whole one"),
         ("--config.per_group=(('日本',", "not a Python tuple"),
         ("--config.controls=pooled,nobody", "names 'nobody'; controls are pooled, other_country, shuffled"),
-        ("--config.scpo.calibrate", "config.scpo.calibrate is not available in version"),
         ("--config.global_rm.train=false", "config.model.name_or_path is empty"),
         ("--stages=prepare,bake", "--stages names 'bake'; stages are prepare, global"),
         ("--stages=select", "stage select reads what stage score writes, which has not run"),

@@ -28,7 +28,9 @@ TEXT_COLUMNS = (
     "prompt", "chosen", "rejected", "chosen_id", "rejected_id",
 )  # fmt: skip
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-OPTIONAL_COLUMNS = {"margin": pa.float64(), "messages": MESSAGES}  # in the table if some pair has one
+OPTIONAL_COLUMNS = {  # in the table if some pair has one; scores are the annotator's
+    "margin": pa.float64(), "score_chosen": pa.float64(), "score_rejected": pa.float64(), "messages": MESSAGES,
+}  # fmt: skip
 
 LISTED = 30  # names of groups that fit an error message
 

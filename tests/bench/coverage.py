@@ -74,8 +74,7 @@ def material(method: str, group: str, differences: np.ndarray, start: np.ndarray
     """What a method trains on: rows that hold nothing but a difference."""
     rewards = (differences @ start).astype(np.float32)
     zeros = np.zeros_like(rewards)
-    kept, weights = scpo.keep(rewards, zeros, 0.7), scpo.weight(rewards, zeros, 1.1)
-    mask, weights = scpo.training_set(method, kept, weights, rewards, zeros, rng)
+    mask, weights = scpo.training_set(method, scpo.select(rewards, zeros, 0.7, 1.1, 0.1), rng)
     return Material([{"difference": row} for row in differences[mask]], weights[mask], [], (group,))
 
 
