@@ -41,7 +41,7 @@ setup(
         "transformers>=5.0",
     ],
     extras_require={
-        "test": ["hypothesis", "pytest", "pytest-xdist", "ruff"],
+        "test": ["hypothesis", "pytest", "pytest-xdist", "ruff", "scipy"],
         "torch": ["torch>=2.4"],
         "bench": ["torch>=2.4", "trl>=1.0"],
         "cuda": ["jax[cuda12]"],

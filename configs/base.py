@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     """The base configuration; it names neither data nor a model, so a config built on it has to."""
     config = ConfigDict()
     config.seed = 0  # the only seed to set; everything drawn at random is derived from it
+    config.allow = ()  # guards that would stop the run and may not: names in reports/guards.json
     config.data = data()
     config.model = model()
 
@@ -30,12 +31,14 @@ def get_config() -> ConfigDict:
     config.global_rm.batch_size = 8  # pairs a step
 
     config.scpo = ConfigDict()
-    config.scpo.methods = ("scpo",)  # of scpo, full, filter_only, weight_only, inverse_weight, random_subset
+    config.scpo.methods = ("scpo",)  # of scpo, full, filter_only, weight_only, inverse_weight, random_subset,
+    # uncertain, uncertain_weighted, trim, trim_weighted
     config.scpo.tau = 0.7  # filter: train on a pair iff the global probability of its label is below
     config.scpo.tau_test = 0.5  # the edited test set: pairs with a global probability below
     config.scpo.beta = 1.1  # weight: min(exp((r+ - r-) / beta), 1)
-    config.scpo.calibrate = False  # choose tau and beta per group on validation users (not yet available)
-    config.controls = ()  # of pooled, other_country, shuffled (not yet available)
+    config.scpo.trim = 0.1  # trim: train on a pair iff the global probability of its label is above
+    config.scpo.calibrate = False  # choose tau and beta per group on held-out training users
+    config.controls = ()  # RMs trained for comparison, as many pairs each: of pooled, other_country, shuffled
 
     config.train = train()
     config.per_group = ()  # ((group, key, value), ...) with key of tau, beta, learning_rate, max_steps

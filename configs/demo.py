@@ -30,6 +30,7 @@ def get_config():
     config.global_rm.learning_rate = 3e-3
     config.global_rm.batch_size = 32
     config.scpo.methods = ("scpo", "full", "filter_only", "weight_only", "random_subset")
+    config.controls = ("pooled", "other_country")  # what a verdict needs
     config.train.batch_size = 16
     config.train.max_steps = 120
     config.train.learning_rate = 3e-3  # of 1.5e-3, 2e-3 and 3e-3 the best on validation users of seed 0

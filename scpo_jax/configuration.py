@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from absl import flags
 from ml_collections import ConfigDict
 
-from scpo_jax import __version__, optimizer, scpo
+from scpo_jax import __version__, controls, guards, optimizer, scpo
 from scpo_jax.configs import base
 from scpo_jax.data import encoding
 from scpo_jax.data.fields import listing, one_line
@@ -24,7 +24,7 @@ CHOICES = {
     "train.schedule": optimizer.SCHEDULES,
     "train.batch_order": ("shuffled", "reference"),
 }
-SHARES = ("data.max_dropped", "data.test_size", "train.validation_size", "scpo.tau", "scpo.tau_test")
+SHARES = ("data.max_dropped", "data.test_size", "train.validation_size", "scpo.tau", "scpo.tau_test", "scpo.trim")
 AT_LEAST = {
     0: (
         "data.min_users", "train.learning_rate", "global_rm.learning_rate", "train.warmup_steps", "train.eval_every",
@@ -142,6 +142,10 @@ def check(config: ConfigDict) -> None:
     for method in config.scpo.methods:
         if method not in scpo.METHODS:
             raise InputError(f"config.scpo.methods names {method!r}; methods are {listing(scpo.METHODS)}")
+    check_controls(config)
+    for name in config.allow:
+        if name not in guards.NAMES:
+            raise InputError(f"config.allow names {name!r}; guards are {listing(guards.NAMES)}")
     for entry in config.per_group:
         check_per_group(entry)
     check_not_yet(config)
@@ -161,6 +165,15 @@ def check_quantiles(quantiles: tuple) -> None:
         )
 
 
+def check_controls(config: ConfigDict) -> None:
+    """Refuses controls that do not exist or that stand beside nothing."""
+    for control in config.controls:
+        if control not in controls.CONTROLS:
+            raise InputError(f"config.controls names {control!r}; controls are {listing(controls.CONTROLS)}")
+    if config.controls and not config.scpo.methods:
+        raise InputError("config.controls stand beside the RMs of a method: name one in config.scpo.methods")
+
+
 def check_per_group(entry) -> None:
     """Refuses an override that is not (group, key, number)."""
     if not (isinstance(entry, tuple) and len(entry) == 3 and isinstance(entry[0], str) and entry[1] in PER_GROUP):
@@ -177,8 +190,6 @@ def check_per_group(entry) -> None:
 def check_not_yet(config: ConfigDict) -> None:
     """Refuses what the config has a key for but this version does not do, rather than ignore it."""
     later = {
-        "scpo.calibrate": config.scpo.calibrate,
-        "controls": bool(config.controls),
         "policy.steps": config.policy.steps > 0,
     }
     for key, asked in later.items():

@@ -1,84 +1,76 @@
-"""How good each reward model is on test users: records of accuracy, and the reference's report files."""
+"""The stage that evaluates: every reward model scores test pairs, and reports say what follows from it."""
 
-import functools
 import json
-import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
-from scpo_jax import checkpoint, distributed, logs, metrics, score, scpo, stages, tokens
-from scpo_jax.data import preferences
+from scpo_jax import bias, calibration, checkpoint, controls, distributed, guards, logs, metrics, score, stages, tokens
+from scpo_jax.bias import Matrix
+from scpo_jax.data import preferences, traits
+from scpo_jax.reference_reports import edited_ratios, percent_report
+from scpo_jax.scored_pairs import (
+    GroupPairs,
+    advantage,
+    compare,
+    flips,
+    gain,
+    macro,
+    margins_of,
+    mean_over_groups,
+    means,
+    noise_records,
+    noisy_global,
+    records,
+    scored,
+    test_pairs,
+)  # fmt: skip
+from scpo_jax.train_groups import hold_out
+from scpo_jax.train_reward import derived_seed, options_from
 from scpo_jax.workdir import Workdir, slugs_of
 
-
-class GroupPairs(NamedTuple):
-    """Test pairs of one group, and what bootstraps over its users."""
-
-    rows: list[dict]  # of the preference table
-    counts: np.ndarray  # [resamples, B], of metrics.bootstrap_counts
-    margins: dict[str, np.ndarray]  # method -> R+ - R- of each pair, `[B]`
-    tau_test: float  # the edited pairs are those with a global probability below it
-
-    def subset(self, which: str) -> np.ndarray:
-        """Mask `[B]` of all, edited (at tau_test 0.5: the global RM is wrong) or agreed (it is right) pairs."""
-        margins = self.margins["global"]
-        if which == "edited":
-            return margins < scpo.logit(self.tau_test)
-        return margins > 0 if which == "agreed" else np.ones(len(margins), bool)
-
-    def correct(self, method: str) -> np.ndarray:
-        """1.0 where a method is strictly right, `[B]`."""
-        return (self.margins[method] > 0).astype(float)
+TEMPERATURE_PAIRS = 256  # of a group's training users, which the temperature of an RM is fitted on
 
 
-SUBSETS = ("all", "edited", "agreed")
+class Scored(NamedTuple):
+    """What the RMs of a run make of pairs."""
 
-
-def test_pairs(rows: Sequence[dict], tau_test: float = 0.5) -> GroupPairs:
-    """The test pairs of one group, scored by nobody yet."""
-    users = np.array([row["user_id"] for row in rows])
-    return GroupPairs(list(rows), metrics.bootstrap_counts(users, np.random.default_rng(0)), {}, tau_test)
-
-
-def margins_of(rows: Sequence[dict], scores: dict[str, np.float32]) -> np.ndarray:
-    """R+ - R- of each pair, `[B]`, from text key -> score."""
-    chosen, rejected = (
-        np.array([scores[score.text_key(row["prompt"], row[side])] for row in rows], np.float32)
-        for side in ("chosen", "rejected")
-    )
-    return chosen - rejected
+    groups: dict[str, GroupPairs]  # test pairs, with the margins of each group's own RMs
+    visited: dict[str, GroupPairs]  # those of them that the RMs of all groups are tried on
+    matrices: dict[str, Matrix]  # method -> margins of group i's RM on the visited pairs of group j
+    train_margins: dict[str, dict[str, np.ndarray]]  # method -> group -> margins of pairs to fit a temperature on
+    cards: dict[str, dict[str, dict]]  # method -> group -> what the checkpoint of its RM says
 
 
 def evaluate(config, workdir: Workdir) -> None:
     """Scores the test pairs of every group with its RMs and writes the reports."""
     table = preferences.read_table(workdir.pairs)
     steered = stages.steered_groups(config, table)
-    rows = [row for row in table.to_pylist() if row["split"] == "test"]
+    rows = table.to_pylist()
+    of_test = [row for row in rows if row["split"] == "test"]
     global_scores = stages.read_scores([workdir.scores])
     groups = {}
     for group in steered:
-        own = [row for row in rows if row["group"] == group]
+        own = [row for row in of_test if row["group"] == group]
         if not own:
             logs.say(f"evaluate: {group} has no test pair, skipped")
             continue
-        groups[group] = test_pairs(own, config.scpo.tau_test)
-        groups[group].margins["global"] = margins_of(own, global_scores)
-    steps = score_groups(config, workdir, groups, slugs_of(steered))
+        groups[group] = with_global(test_pairs(own, config.scpo.tau_test, group), global_scores)
+    fitted = {group: temperature_rows(config, group, rows) for group in groups}
+    everything = score_groups(config, workdir, groups, fitted, global_scores, slugs_of(steered))
     if not distributed.is_writer():
         return
     selection = preferences.read_table(workdir.selection).to_pylist()
     report = {
-        "groups": list(groups),
-        "methods": {method: records(groups, method) for method in ["global", *config.scpo.methods]},
-        "macro": macro(groups, ["global", *config.scpo.methods]),
-        "gain": {method: gain(groups, method) for method in config.scpo.methods},
-        "steps": steps,
-        **truth(config, workdir, groups, rows, global_scores),
+        **statistics(config, everything),
+        "fields": fields(config, groups, traits.read(workdir.traits)),
+        **truth(config, workdir, groups, of_test, global_scores),
         **baselines(config, table, groups),
     }
+    if config.data.source == "prism":
+        guards.add(workdir, guards.prism_accuracy(report["methods"]))
     workdir.write_json(workdir.reports / "evaluation.json", report)
     for name, which in (("full_report", "all"), ("partial_report", "edited")):
         workdir.write_json(workdir.reports / f"{name}.json", percent_report(groups, config.scpo.methods, which))
@@ -86,75 +78,139 @@ def evaluate(config, workdir: Workdir) -> None:
     write_test_scores(workdir, groups)
 
 
-def score_groups(config, workdir: Workdir, groups: dict[str, GroupPairs], slugs: dict[str, str]) -> dict:
-    """Fills in the margins of every method; returns {method: {group: steps its RM was trained}}."""
-    steps = {method: {} for method in config.scpo.methods}
-    functions, progress = {}, logs.Progress(len(groups) * len(config.scpo.methods), "evaluate", "model")
-    keys = [key for pairs in groups.values() for key in tokens.texts_of(pairs.rows)]
-    texts = tokens.read(config, workdir, keys, training=False)
+def with_global(pairs: GroupPairs, global_scores: dict[str, np.float32]) -> GroupPairs:
+    """The pairs, with the margins of the global RM filled in."""
+    pairs.margins["global"] = margins_of(pairs.rows, global_scores)
+    return pairs
+
+
+def temperature_rows(config, group: str, rows: Sequence[dict]) -> list[dict]:
+    """Pairs of a group's training users to fit a temperature on: of users held out from training, if there are any."""
+    options = options_from(config, group)
+    own = [row for row in rows if row["group"] == group and row["split"] == "train"]
+    own, held_out = hold_out(own, config.train.validation_size if options.eval_every else 0.0, options.seed)
+    chosen = held_out or own
+    order = np.random.default_rng(derived_seed(config.seed, f"temperature/{group}")).permutation(len(chosen))
+    return [chosen[i] for i in order[:TEMPERATURE_PAIRS]]
+
+
+def visited_pairs(config, groups: dict[str, GroupPairs], global_scores: dict[str, np.float32]) -> dict[str, GroupPairs]:
+    """The pairs of each group that all RMs are tried on."""
+    found = {}
     for group, pairs in groups.items():
-        encoded = {key: texts[key] for key in tokens.texts_of(pairs.rows)}
-        for method in config.scpo.methods:
-            folder = workdir.checkpoint_of(method, group, slugs)
+        own = bias.visited_rows(pairs.rows, np.random.default_rng(derived_seed(config.seed, f"visited/{group}")))
+        found[group] = with_global(test_pairs(own, pairs.tau_test, group), global_scores)
+    return found
+
+
+def score_groups(
+    config,
+    workdir: Workdir,
+    groups: dict[str, GroupPairs],
+    fitted: dict[str, list[dict]],
+    global_scores: dict[str, np.float32],
+    slugs: dict[str, str],
+) -> Scored:
+    """Scores all pairs by all RMs; fills in the margins of `groups` too.
+
+    Args:
+      fitted: group -> pairs to fit the temperature of its RMs on.
+      global_scores: of the global RM, of all texts, by text key.
+    """
+    names = [*config.scpo.methods, *config.controls]
+    visited, matrices = visited_pairs(config, groups, global_scores), {name: {} for name in config.scpo.methods}
+    train_margins = {"global": {group: margins_of(rows, global_scores) for group, rows in fitted.items()}}
+    train_margins |= {name: {} for name in config.scpo.methods}
+    cards = {name: {} for name in names}
+    abroad = tokens.texts_of([row for pairs in visited.values() for row in pairs.rows])
+    every = [row for pairs in groups.values() for row in pairs.rows] + [r for rows in fitted.values() for r in rows]
+    texts = tokens.read(config, workdir, tokens.texts_of(every), training=False)
+    functions, progress = {}, logs.Progress(len(groups) * len(names), "evaluate", "model")
+    for group, pairs in groups.items():
+        own_texts, fitted_texts = tokens.texts_of(pairs.rows), tokens.texts_of(fitted[group])
+        for name in names:
+            folder = workdir.checkpoint_of(name, group, slugs)
             progress.add(1)
             if not checkpoint.is_checkpoint(folder):
                 continue
             loaded = checkpoint.load(folder)
             key = json.dumps(loaded.model.config, sort_keys=True)
             function = functions.setdefault(key, score.score_function(loaded.model, config.model.dtype))
-            values = score.score_texts(function, loaded.params, list(encoded.values()))
-            pairs.margins[method] = margins_of(pairs.rows, dict(zip(encoded, values, strict=True)))
-            steps[method][group] = loaded.card["steps"]
+            wanted = own_texts | fitted_texts | abroad if name in matrices else own_texts
+            values = score.score_texts(function, loaded.params, [texts[key] for key in wanted])
+            scores = dict(zip(wanted, values, strict=True))
+            pairs.margins[name] = margins_of(pairs.rows, scores)
+            pairs.movement[name] = float(np.std([scores[key] - global_scores[key] for key in own_texts], dtype=float))
+            if name in matrices:
+                train_margins[name][group] = margins_of(fitted[group], scores)
+                matrices[name][group] = {other: margins_of(own.rows, scores) for other, own in visited.items()}
+            cards[name][group] = loaded.card
     progress.close()
-    return steps
+    return Scored(groups, visited, matrices, train_margins, cards)
 
 
-def scored(groups: dict[str, GroupPairs], method: str) -> dict[str, GroupPairs]:
-    """Groups that have an RM of a method."""
-    return {group: pairs for group, pairs in groups.items() if method in pairs.margins}
-
-
-def records(groups: dict[str, GroupPairs], method: str) -> dict:
-    """{group: {"all": A, "edited": A, "agreed": A}} of a method."""
+def statistics(config, everything: Scored) -> dict:
+    """What `reports/evaluation.json` holds for any data source."""
+    groups, visited, matrices, train_margins, cards = everything
+    trained = list(config.scpo.methods)
+    methods, main = ["global", *trained], controls.main_method(trained)
+    rivals = [name for name in methods if name != main]
+    found = {method: records(groups, method) for method in methods}
+    claims = controls.findings(groups, main, config.controls) if config.controls else {"verdict": {}}
     return {
-        group: {
-            which: metrics.accuracy_record(pairs.margins[method], pairs.counts, pairs.subset(which))
-            for which in SUBSETS
-        }
+        "groups": list(groups),
+        "test_users": {group: pairs.users for group, pairs in groups.items()},
+        "too_few_users": [group for group, pairs in groups.items() if pairs.users < metrics.FEW_USERS],
+        "methods": found,
+        "macro": macro(groups, methods),
+        "gain": {method: gain(groups, method) for method in trained},
+        "paired": {"method": main, "against": {name: compare(groups, main, name) for name in rivals if main}},
+        "margins": {m: means(scored(groups, m), lambda pairs, m=m: pairs.margins[m]) for m in methods},
+        "flips": {method: means(scored(groups, method), flips(method)) for method in trained},
+        "noise": {method: noise_records(groups, method) for method in trained},
+        "macro_noise": {m: mean_over_groups(scored(groups, m), noisy_global(m), "edited") for m in trained},
+        "calibration": {method: calibrated(groups, method, train_margins[method]) for method in methods},
+        "bias": {m: bias.accuracies(own) for m, own in {"global": bias.global_rows(visited), **matrices}.items()},
+        "bias_pairs": {group: len(pairs.rows) for group, pairs in visited.items()},
+        "excess_bias": {method: bias.excess_bias(matrix, visited) for method, matrix in matrices.items()},
+        "worst_group": {method: bias.worst_group(own) for method, own in found.items()},
+        "controls": {
+            "method": main,
+            "accuracy": {name: records(groups, name) for name in config.controls},
+            "macro": macro(groups, config.controls),
+            "trained_on": {c: {g: card["trained_on"] for g, card in cards[c].items()} for c in config.controls},
+            **{key: value for key, value in claims.items() if key != "verdict"},
+        },
+        "verdict": claims["verdict"],
+        "steps": {name: {group: card["steps"] for group, card in own.items()} for name, own in cards.items()},
+    }
+
+
+def calibrated(groups: dict[str, GroupPairs], method: str, train_margins: dict[str, np.ndarray]) -> dict:
+    """{group: calibration of a method on its test pairs, at the temperature of its training users' pairs}."""
+    return {
+        group: calibration.record(
+            pairs.margins[method], pairs.counts, calibration.fit_temperature(train_margins[group])
+        )
         for group, pairs in scored(groups, method).items()
     }
 
 
-def correct_by(method: str):
-    """The function pairs -> 1.0 where `method` is right, `[B]`."""
-    return lambda pairs: pairs.correct(method)
+def fields(config, groups: dict[str, GroupPairs], known: dict[str, dict[str, str]]) -> dict:
+    """Accuracy by the fields of the survey: of all methods over all groups, of two within each group.
 
-
-def advantage(method: str, other: str):
-    """The function pairs -> correct by `method` minus correct by `other`, `[B]`."""
-    return lambda pairs: pairs.correct(method) - pairs.correct(other)
-
-
-def macro(groups: dict[str, GroupPairs], methods: Sequence[str]) -> dict:
-    """{method: {"all", "edited", "agreed": mean over groups with an interval}}."""
+    Args:
+      known: user -> field -> value.
+    """
+    if not known:
+        return {}
+    methods, main = ["global", *config.scpo.methods], controls.main_method(config.scpo.methods)
+    both = ["global", *([main] if main else [])]
+    groups = {group: pairs for group, pairs in groups.items() if pairs.margins.keys() >= set(methods)}
     return {
-        method: {which: mean_over_groups(scored(groups, method), correct_by(method), which) for which in SUBSETS}
-        for method in methods
+        "pooled": bias.by_fields(groups, known, methods),
+        "groups": {group: bias.by_fields({group: pairs}, known, both) for group, pairs in groups.items()},
     }
-
-
-def gain(groups: dict[str, GroupPairs], method: str) -> dict:
-    """Accuracy of a method minus that of the global RM, mean over groups, paired, per subset of the pairs."""
-    groups = scored(groups, method)
-    return {which: mean_over_groups(groups, advantage(method, "global"), which) for which in SUBSETS}
-
-
-def mean_over_groups(groups: dict[str, GroupPairs], values, which: str) -> dict | None:
-    """Mean over groups of the mean of `values(pairs)` over a subset; None without any such pair."""
-    parts = [
-        (values(pairs)[mask], pairs.counts[:, mask]) for pairs in groups.values() if (mask := pairs.subset(which)).any()
-    ]
-    return metrics.mean_difference(*zip(*parts, strict=True)) if parts else None
 
 
 def truth(config, workdir: Workdir, groups: dict[str, GroupPairs], rows: Sequence[dict], global_scores: dict) -> dict:
@@ -167,7 +223,7 @@ def truth(config, workdir: Workdir, groups: dict[str, GroupPairs], rows: Sequenc
     utilities = json.loads((workdir.simulated / "truth.json").read_text())["utilities"]
     majority = {}
     for group in stages.majority_groups(config):
-        pairs = test_pairs([row for row in rows if row["group"] == group])
+        pairs = test_pairs([row for row in rows if row["group"] == group], name=group)
         if not pairs.rows:
             continue
         margins = margins_of(pairs.rows, global_scores)
@@ -231,35 +287,6 @@ def win_rates(rows: Sequence[dict]):
         for side in ("chosen", "rejected"):
             seen[row[side]] = seen.get(row[side], 0) + 1
     return lambda text: wins.get(text, 0) / seen[text] if text in seen else 0.5
-
-
-def percent_report(groups: dict[str, GroupPairs], methods: Sequence[str], which: str) -> dict:
-    """The reference's report: percent right by group and method, "start" for the global RM, "avg" their plain mean."""
-    names = {"start": "global"} | {method: method for method in methods}
-    report = {}
-    for group, pairs in groups.items():
-        mask = pairs.subset(which)
-        scored_by = {name: method for name, method in names.items() if method in pairs.margins}
-        report[group] = {
-            name: int(pairs.correct(method)[mask].sum()) / int(mask.sum()) * 100 if mask.any() else None
-            for name, method in scored_by.items()
-        }
-    means = {name: [row[name] for row in report.values() if row.get(name) is not None] for name in names}
-    # added in turn, as the reference's Python did: sum() compensates for rounding since 3.12
-    sums = {name: functools.reduce(operator.add, values) for name, values in means.items() if values}
-    return {**report, "avg": {name: sums[name] / len(means[name]) for name in sums}}
-
-
-def edited_ratios(selection: Sequence[dict], groups: Sequence[str]) -> dict:
-    """Share of pairs that the filters keep: {"train": {group: share, "avg": share of all pairs}, "test": ...}."""
-    ratios = {}
-    for split in ("train", "test"):
-        rows = [row for row in selection if row["split"] == split]
-        kept = {group: [row["keep"] for row in rows if row["group"] == group] for group in groups}
-        ratios[split] = {group: sum(keep) / len(keep) for group, keep in kept.items() if keep}
-        if rows:
-            ratios[split]["avg"] = sum(row["keep"] for row in rows) / len(rows)
-    return ratios
 
 
 def write_test_scores(workdir: Workdir, groups: dict[str, GroupPairs]) -> None:

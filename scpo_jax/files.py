@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scpo_jax import distributed, evaluate, logs
+from scpo_jax import distributed, logs, metrics, scored_pairs
 from scpo_jax.data import fields, jsonl, records
 from scpo_jax.data.preferences import render_messages
 from scpo_jax.errors import InputError
@@ -25,7 +25,7 @@ def score_file(judge: Judge, source: str, output: str) -> None:
     A row is an object with `prompt` and `response`, or with `prompt`, `chosen` and `rejected`; `group`, if it names a
     group of a workdir, chooses that group's RM. Raises InputError before anything is written if a row is malformed.
     """
-    path = _output(output)
+    path = output_path(output)
     rows = read_rows(source)
     texts = [_texts(row, where) for where, row in rows]
     done = distributed.on_writer("the output", lambda: _finished_rows(path, rows))
@@ -48,7 +48,7 @@ def score_file(judge: Judge, source: str, output: str) -> None:
     progress.close()
 
 
-def _output(name: str) -> pathlib.Path:
+def output_path(name: str) -> pathlib.Path:
     """The file to write; refuses a name that cannot become one. Process 0 alone writes it."""
     if not distributed.is_writer():
         return pathlib.Path(os.devnull)
@@ -59,13 +59,13 @@ def _output(name: str) -> pathlib.Path:
     return path
 
 
-def read_rows(source: str) -> list[tuple[str, dict]]:
+def read_rows(source: str, flag: str = "--input") -> list[tuple[str, dict]]:
     """(file:line, row) of every row; raises the first error there is."""
     rows = records.read_rows(source)
     for _, row in rows:
         if isinstance(row, InputError):
             raise row
-    distributed.check_same(f"--input={source}", digest([row for _, row in rows]))
+    distributed.check_same(f"{flag}={source}", digest([row for _, row in rows]))
     return rows
 
 
@@ -135,21 +135,22 @@ def evaluate_file(judge: Judge, data: str, output: str) -> None:
     A workdir answers with the RM of each pair's group and, beside it, with its global RM, which tells edited from
     agreed pairs. A single model knows no other: its edited pairs are those that it gets wrong itself.
     """
-    path = _output(output)
+    path = output_path(output)
     source = jsonl.read(data)
     if not source.pairs:
         raise InputError(f"{data} has no usable pair ({fields.listing(source.dropped)}): nothing to evaluate on")
     distributed.check_same(f"--data={data}", digest(list(source.pairs)))
-    groups: dict[str, evaluate.GroupPairs] = {}
+    groups: dict[str, scored_pairs.GroupPairs] = {}
     for group in dict.fromkeys(pair["group"] for pair in source.pairs):
         rows = [pair for pair in source.pairs if pair["group"] == group]
-        groups[group] = evaluate.test_pairs(rows)
+        groups[group] = scored_pairs.test_pairs(rows, name=group)
         for method, owner in {"global": "", judge.method: group}.items():
             groups[group].margins[method] = _margins(judge, rows, owner)
     methods = ("global", judge.method) if judge.groups else (judge.method,)
     report = {
-        "methods": {method: evaluate.records(groups, method) for method in methods},
+        "methods": {method: scored_pairs.records(groups, method if judge.groups else "global") for method in methods},
         "groups": list(groups),
+        "too_few_users": [group for group, pairs in groups.items() if pairs.users < metrics.FEW_USERS],
         "rows": source.rows,
         "dropped": source.dropped,
     }

@@ -91,13 +91,21 @@ def _score(values: flags.FlagValues, command: str) -> None:
 def _define_evaluate(values: flags.FlagValues) -> None:
     _define_model(values)
     flags.DEFINE_string("data", None, "preference pairs: JSON lines, CSV or Parquet", flag_values=values)
+    flags.DEFINE_enum("source", "jsonl", ["jsonl", "global_opinions"], "what kind of data", flag_values=values)
+    flags.DEFINE_list("groups", [], "of global_opinions: countries; default those of the model", flag_values=values)
     flags.DEFINE_string("output", None, "JSON file to write", flag_values=values)
 
 
 def _evaluate(values: flags.FlagValues, command: str) -> None:
-    from scpo_jax import files
+    from scpo_jax import files, opinions
 
     _require(values, "model", "data", "output")
+    if values.source == "global_opinions":
+        groups = tuple(group.strip() for group in values.groups)
+        opinions.evaluate_file(_judge(values), values.model, values.data, values.output, groups)
+        return
+    if values.groups:
+        raise InputError("--groups is for --source=global_opinions: pairs of other files name their group themselves")
     files.evaluate_file(_judge(values), values.data, values.output)
 
 
@@ -140,11 +148,29 @@ def _preflight(values: flags.FlagValues, command: str) -> int:
     return 0 if fits else 1
 
 
+def _define_propose(values: flags.FlagValues) -> None:
+    _define_model(values)
+    flags.DEFINE_string(
+        "pairs", None, "unlabelled pairs: JSON lines with prompt, response_a, response_b", flag_values=values
+    )
+    flags.DEFINE_integer("budget", None, "how many pairs to propose", flag_values=values)
+    flags.DEFINE_integer("per_prompt", 2, "pairs of one prompt at most", flag_values=values)
+    flags.DEFINE_string("output", None, "JSON lines to write: the pairs to annotate, best first", flag_values=values)
+
+
+def _propose(values: flags.FlagValues, command: str) -> None:
+    from scpo_jax import propose
+
+    _require(values, "model", "pairs", "budget", "output")
+    propose.propose_file(_judge(values), values.pairs, values.output, values.budget, values.per_prompt)
+
+
 COMMANDS = {
     "run": Command("from preference pairs to one reward model per group", _define_run, _run),
     "score": Command("score texts with a reward model", _define_score, _score),
     "evaluate": Command("accuracy of a reward model on preference pairs", _define_evaluate, _evaluate),
     "export": Command("write a checkpoint as a Hugging Face folder", _define_export, _export),
+    "propose": Command("which unlabelled pairs to have annotated next", _define_propose, _propose),
     "preflight": Command("compile a run for a TPU slice without one", _define_preflight, _preflight),
 }
 USAGE = "usage: scpo COMMAND [--flag=value ...]; scpo COMMAND --help lists its flags\n" + "\n".join(

@@ -38,9 +38,10 @@ STAGES = {
     "global": Stage(train_groups.train_global, ("prepare",), ("global_rm.", "model.", "seed", *OF_BOTH_TRAININGS),
                     everywhere=True),
     "score": Stage(stages.score_global, ("prepare", "global"), ("model.dtype",), everywhere=True),
-    "select": Stage(stages.select, ("score",), ("scpo.tau", "scpo.tau_test", "scpo.beta", "per_group")),
-    "train": Stage(train_groups.train, ("select", "global"), ("seed", "train.", "scpo.methods", "per_group"),
-                   everywhere=True),
+    "select": Stage(stages.select, ("score",), ("scpo.tau", "scpo.tau_test", "scpo.beta", "scpo.trim", "scpo.calibrate",
+                                               "per_group")),
+    "train": Stage(train_groups.train, ("select", "global"), ("seed", "train.", "scpo.methods", "controls",
+                                                             "per_group"), everywhere=True),
     "evaluate": Stage(evaluate.evaluate, ("train", "score"), (), everywhere=True),
     "report": Stage(report.write, ("evaluate",), ()),
 }  # fmt: skip

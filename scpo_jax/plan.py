@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scpo_jax import checkpoint, configuration, pipeline, score, stages, tokens
+from scpo_jax import bias, checkpoint, configuration, pipeline, score, stages, tokens
 from scpo_jax.data import encoding, preferences
 from scpo_jax.models import hf, module, weights
 from scpo_jax.models.module import RewardModel
@@ -39,10 +39,11 @@ def show(config, workdir: Workdir, force: bool) -> None:
     print(table(["group", "train pairs", "test pairs"], counts))
     lines = [[name, "done" if name in done else "to do", about(seconds.get(name, 0))] for name in pipeline.STAGES]
     print(f"\n{table(['stage', 'state', 'time (estimate)'], lines)}")
-    runs = len(config.scpo.methods) * len(steered)
+    names = [*config.scpo.methods, *config.controls]
+    runs = len(names) * len(steered)
     total = sum(seconds[name] for name in seconds if name not in done)
     print(
-        f"\n{runs} reward models ({', '.join(config.scpo.methods)} for {len(steered)} groups) of at most "
+        f"\n{runs} reward models ({', '.join(names)} for {len(steered)} groups) of at most "
         f"{config.train.max_steps} steps of {config.train.batch_size} pairs; texts of {length:.0f} tokens on average.\n"
         f"About {about(total)} on {jax.devices()[0].device_kind} plus start-up and compilation: an estimate, from the "
         "time that scoring a sample took.\nNothing was done."
@@ -67,12 +68,13 @@ def estimate(config, rows: list[dict], steered: list[str], tokenizer: pathlib.Pa
     per_text = seconds_per_text(structure(config, loaded), texts, config.model.dtype)
     own = [row for row in rows if row["group"] in steered]
     test = len(tokens.texts_of([row for row in own if row["split"] == "test"]))
-    trainings, methods = len(steered) * len(config.scpo.methods), len(config.scpo.methods)
+    methods, names = len(config.scpo.methods), len(config.scpo.methods) + len(config.controls)
+    trainings, abroad = len(steered) * names, 2 * bias.VISITED_PAIRS * len(steered) ** 2 if len(steered) > 1 else 0
     pairs = {"train": trainings * config.train.max_steps * config.train.batch_size}
     if config.global_rm.train:
         pairs["global"] = config.global_rm.max_steps * config.global_rm.batch_size
     seconds = {stage: count * 2 * TRAINING * per_text for stage, count in pairs.items()}
-    seconds |= {"score": len(tokens.texts_of(own)) * per_text, "evaluate": test * methods * per_text}
+    seconds |= {"score": len(tokens.texts_of(own)) * per_text, "evaluate": (test * names + abroad * methods) * per_text}
     return float(np.mean([len(text.input_ids) for text in texts])), seconds
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 
+from scpo_jax import metrics
 from scpo_jax.data import preferences
 from scpo_jax.workdir import Workdir
 
@@ -13,7 +14,8 @@ def write(config, workdir: Workdir) -> None:
     summary = json.loads(workdir.summary.read_text())
     selection = preferences.read_table(workdir.selection).to_pylist()
     parts = [f"# {config.data.source}: one reward model per group"]
-    parts += [headline_table(config, report, selection), gain_lines(report)]
+    parts += [few_users_line(report), headline_table(report, selection), verdict_lines(report)]
+    parts += [gain_lines(report), paired_table(report), fairness_table(report)]
     parts += [accuracy_table(report, "all", "Accuracy on all test pairs, percent")]
     parts += [accuracy_table(report, "agreed", "Accuracy on the agreed pairs (the global RM was right), percent")]
     parts += [accuracy_table(report, "edited", "Accuracy on the edited pairs (the global RM was wrong), percent")]
@@ -48,27 +50,86 @@ def spread(record: dict | None, sign: bool = False) -> str:
     return f"{percent(estimate, sign)} [{percent(record['low'], sign)}, {percent(record['high'], sign)}]"
 
 
-def headline_table(config, report: dict, selection: Sequence[dict]) -> str:
-    """Per group: training pairs, share kept, accuracy before and after the first method, difference; macro average."""
-    methods = [method for method in report["methods"] if method != "global"]
-    method = "scpo" if "scpo" in methods else next(iter(methods), None)
+def few_users_line(report: dict) -> str:
+    """Warns of groups whose intervals are too narrow."""
+    users = ", ".join(f"{group} ({report['test_users'][group]})" for group in report["too_few_users"])
+    return users and f"Fewer than {metrics.FEW_USERS} test users, so the interval is too narrow: {users}."
+
+
+def headline_table(report: dict, selection: Sequence[dict]) -> str:
+    """Per group: training pairs, share kept, accuracy before and after the main method, difference; macro average."""
+    method = report["paired"]["method"]
+    gains = report["paired"]["against"].get("global", {"groups": {}, "mean": None})
     train = [row for row in selection if row["split"] == "train"]
+    after = report["methods"].get(method, {})
     rows = []
     for group in report["groups"]:
         kept = [row["keep"] for row in train if row["group"] == group]
-        start = report["methods"]["global"][group]["all"]["accuracy"]
-        after = report["methods"].get(method, {}).get(group, {}).get("all", {}).get("accuracy")
-        difference = None if after is None else after - start
-        share = percent(sum(kept) / len(kept)) if kept else "-"
-        rows.append([group, len(kept), share, percent(start), percent(after), percent(difference, sign=True)])
-    kept = [row["keep"] for row in train]
-    start, after = (report["macro"][name]["all"] if name else None for name in ("global", method))
-    if start:
-        means = [start["difference"], after["difference"] if after else None]
-        difference = None if means[1] is None else means[1] - means[0]
-        share = percent(sum(kept) / len(kept)) if kept else "-"
-        rows.append(["mean", len(kept), share, *map(percent, means), percent(difference, sign=True)])
+        records = [report["methods"]["global"][group]["all"], after[group]["all"] if group in after else None]
+        gain = gains["groups"].get(group)
+        rows.append([group, len(kept), share_of(kept), *map(spread, records), spread(gain, sign=True)])
+    if report["macro"]["global"]["all"]:
+        kept = [row["keep"] for row in train]
+        means = [report["macro"][name]["all"] if name else None for name in ("global", method)]
+        rows.append(["mean", len(kept), share_of(kept), *map(spread, means), spread(gains["mean"], sign=True)])
     return table(["group", "train pairs", "kept %", "start", method or "after", "difference"], rows)
+
+
+def share_of(flags: Sequence[bool]) -> str:
+    """Share of the flags that are set, in percent."""
+    return percent(sum(flags) / len(flags)) if flags else "-"
+
+
+def verdict_lines(report: dict) -> str:
+    """What the control runs say, a sentence a group."""
+    if not report["verdict"]:
+        return ""
+    sentences = "\n".join(f"- {sentence}" for sentence in report["controls"]["sentences"].values())
+    note = (
+        f"The RMs of {report['controls']['method']} against those trained on as many pairs of all groups, and of "
+        "another group. p-values are one-sided and corrected by Holm over the groups; claims at 5 %."
+    )
+    return f"## Culture or data set?\n\n{note}\n\n{sentences}"
+
+
+def paired_table(report: dict) -> str:
+    """The main method against every other one, on the same resamples."""
+    method, rivals = report["paired"]["method"], report["paired"]["against"]
+    rows = [
+        [name, spread(own["mean"], sign=True), f"{own['mean']['p']:.3f}"] for name, own in rivals.items() if own["mean"]
+    ]
+    title = f"## {method} against the others\n\nPoints of accuracy on all test pairs, mean over groups."
+    return f"{title}\n\n" + table(["against", "difference", "p"], rows) if rows else ""
+
+
+def fairness_table(report: dict) -> str:
+    """Per method: what its RMs cost other groups, the group it serves worst; mean flips and calibration over groups."""
+    rows = []
+    for method in report["methods"]:
+        bias, worst = report["excess_bias"].get(method), report["worst_group"][method]
+        if worst is None:
+            continue
+        flips = [own["mean"] for own in report["flips"].get(method, {}).values()]
+        calibration = [own["ece"] for own in report["calibration"][method].values()]
+        rows.append([
+            method, spread(bias["mean"] if bias else None, sign=True), f"{worst['group']} {spread(worst)}",
+            *(percent(sum(own) / len(own)) if own else "-" for own in (flips, calibration)),
+        ])  # fmt: skip
+    if not rows:
+        return ""
+    note = (
+        "Excess bias: accuracy that a group's RM loses on the pairs of the other groups, against the global RM, in "
+        "points. Flips: pairs on which just one of RM and global RM is right. ECE: expected calibration error of "
+        "sigmoid((R+ - R-) / T), T fitted on training users."
+    )
+    header = ["method", "excess bias", "worst group", "flips %", "ECE %"]
+    return f"## Whom it hurts, and how sure it is\n\n{note}\n\n" + table(header, rows)
+
+
+NOISE = (
+    "Last row: the accuracy that noise alone would give the global RM, Gaussian on every text's score and as large as "
+    "the standard deviation of the method's change of scores."
+)
 
 
 def accuracy_table(report: dict, which: str, title: str) -> str:
@@ -81,7 +142,10 @@ def accuracy_table(report: dict, which: str, title: str) -> str:
         rows.append([group, *cells, *([percent(bayes[group].get(which))] if bayes else [])])
     macro = [spread(report["macro"][method][which]) for method in methods]
     rows.append(["mean", *macro, *([spread(report["macro_bayes"][which])] if bayes else [])])
-    return f"## {title}\n\n" + table(["group", *methods, *(["truth (Bayes)"] if bayes else [])], rows)
+    if which == "edited":
+        rows.append(["global RM + noise", *(spread(report["macro_noise"].get(method)) for method in methods)])
+    note = f"{NOISE}\n\n" if which == "edited" else ""
+    return f"## {title}\n\n{note}" + table(["group", *methods, *(["truth (Bayes)"] if bayes else [])], rows)
 
 
 def gain_lines(report: dict) -> str:

@@ -5,6 +5,7 @@ Everything here is a pure function of the global reward model's rewards of a pai
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,6 +42,26 @@ def inverse_weight(ref_rewards_chosen, ref_rewards_rejected):
     return np.exp(np.maximum(ref_rewards_rejected - ref_rewards_chosen, 0.0))
 
 
+def uncertain(ref_rewards_chosen, ref_rewards_rejected, tau: float):
+    """Filter `[B]` of bool that is blind to the label: keep a pair iff 1 - tau < p < tau, so |r+ - r-| < logit(tau).
+
+    A filter that keeps a label y with probability f(y) trains on the odds P(y) f(y) / (P(-y) f(-y)): Bradley-Terry's
+    likelihood stays that of the annotators iff f(y) = f(-y), as here. `keep` has f(-y) = 1 and f(y) = 0 where the
+    global model is sure of y, so it shows certainty of -y. Needing no label, this also says which pairs to annotate.
+    """
+    return abs(ref_rewards_chosen - ref_rewards_rejected) < logit(tau)
+
+
+def trim(ref_rewards_chosen, ref_rewards_rejected, floor: float):
+    """Filter `[B]` of bool against reversed labels: keep a pair iff p > floor, so r+ - r- > logit(floor).
+
+    If a share e of the labels is reversed and the rest follows p, a label is a reversed one with probability
+    e (1 - p) / (e (1 - p) + (1 - e) p), which is above 1/2 iff p < e: with floor = e these go, as a robust estimator
+    rejects outliers. It looks at the label, so a group that does reverse a sure global preference loses that too.
+    """
+    return ref_rewards_chosen - ref_rewards_rejected > logit(floor)
+
+
 def random_subset(keep_mask, rng: np.random.Generator):
     """A mask `[B]` of as many pairs as `keep_mask` has, drawn without looking at them: what the filter must beat."""
     chosen = rng.permutation(len(keep_mask))[: int(np.sum(keep_mask))]
@@ -49,28 +70,59 @@ def random_subset(keep_mask, rng: np.random.Generator):
     return mask
 
 
-METHODS = ("scpo", "full", "filter_only", "weight_only", "inverse_weight", "random_subset")
+class Selection(NamedTuple):
+    """What the global reward model says of pairs, `[B]` each: columns of the selection on disk."""
+
+    ref_chosen: np.ndarray
+    ref_rejected: np.ndarray
+    p_global: np.ndarray  # global_probability
+    keep: np.ndarray  # bool
+    uncertain: np.ndarray  # bool
+    trim: np.ndarray  # bool
+    weight: np.ndarray
 
 
-def training_set(method: str, kept, weights, ref_rewards_chosen, ref_rewards_rejected, rng: np.random.Generator):
+def select(ref_rewards_chosen, ref_rewards_rejected, tau: float, beta: float, floor: float) -> Selection:
+    """All rules on pairs `[B]`; `floor` is that of `trim`."""
+    refs = ref_rewards_chosen, ref_rewards_rejected
+    rules = keep(*refs, tau), uncertain(*refs, tau), trim(*refs, floor)
+    return Selection(*refs, global_probability(*refs), *rules, weight(*refs, beta))
+
+
+METHODS = (
+    "scpo", "full", "filter_only", "weight_only", "inverse_weight", "random_subset",
+    "uncertain", "uncertain_weighted", "trim", "trim_weighted",
+)  # fmt: skip
+
+
+def training_set(method: str, selection: Selection, rng: np.random.Generator):
     """What a method trains on: mask `[B]` of the pairs it uses and weight `[B]` float32 of each.
 
     scpo filters and weights; filter_only and weight_only do one of the two; inverse_weight filters and weights the
-    other way round; full takes every pair, random_subset as many as the filter keeps, both with weight 1. `kept` and
-    `weights` are `keep` and `weight` of the pairs, as the selection on disk records them.
+    other way round; full takes every pair, random_subset as many as the filter keeps, both with weight 1. uncertain
+    and trim filter in their own ways, with weight 1 or, as uncertain_weighted and trim_weighted, with that of scpo.
     """
-    everything, ones = np.ones(len(kept), bool), np.ones(len(kept), np.float32)
+    everything, ones = np.ones(len(selection.keep), bool), np.ones(len(selection.keep), np.float32)
+    weights = np.asarray(selection.weight, np.float32)
     match method:
         case "scpo":
-            return kept, np.asarray(weights, np.float32)
+            return selection.keep, weights
         case "full":
             return everything, ones
         case "filter_only":
-            return kept, ones
+            return selection.keep, ones
         case "weight_only":
-            return everything, np.asarray(weights, np.float32)
+            return everything, weights
         case "inverse_weight":
-            return kept, inverse_weight(ref_rewards_chosen, ref_rewards_rejected).astype(np.float32)
+            return selection.keep, inverse_weight(selection.ref_chosen, selection.ref_rejected).astype(np.float32)
         case "random_subset":
-            return random_subset(kept, rng), ones
+            return random_subset(selection.keep, rng), ones
+        case "uncertain":
+            return selection.uncertain, ones
+        case "uncertain_weighted":
+            return selection.uncertain, weights
+        case "trim":
+            return selection.trim, ones
+        case "trim_weighted":
+            return selection.trim, weights
     raise ValueError(f"unknown method {method!r}; methods are {METHODS}")

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from scpo_jax import checkpoint, distributed, logs, score, scpo, tokens
+from scpo_jax import calibrate, checkpoint, distributed, examples, guards, logs, score, scpo, tokens
 from scpo_jax.checkpoint import Loaded
-from scpo_jax.data import encoding, global_opinions, jsonl, preferences, prism, simulated, vocabulary
+from scpo_jax.data import encoding, global_opinions, jsonl, preferences, prism, simulated, traits, vocabulary
 from scpo_jax.errors import InputError
 from scpo_jax.models import hf
 from scpo_jax.train_reward import derived_seed
@@ -83,7 +83,7 @@ def steered_groups(config, table: pa.Table) -> list[str]:
 def prepare(config, workdir: Workdir) -> None:
     """Reads the data source into one table of pairs, splits it by user, and settles on a tokenizer.
 
-    Nothing is written before everything has been checked.
+    Nothing but `reports/guards.json` is written before everything has been checked.
     """
     with tempfile.TemporaryDirectory() as world:
         source = read_source(config, epath.Path(world))
@@ -92,6 +92,8 @@ def prepare(config, workdir: Workdir) -> None:
         encoded = tokens.encode_all(config, tokenizer, table.to_pylist())
         cut = sum(text.cut > 0 for text in encoded[tokens.name_of(config, training=True)].values())
         summary |= {"known_groups": sorted(source.groups), "cut_texts": cut}
+        found = guards.check(table.to_pylist(), tokenizer, encoded[tokens.name_of(config, training=False)])
+        guards.report(workdir, *found, config.allow)
         for file in epath.Path(world).iterdir():
             workdir.simulated.mkdir(parents=True, exist_ok=True)
             file.copy(workdir.simulated / file.name, overwrite=True)
@@ -101,6 +103,7 @@ def prepare(config, workdir: Workdir) -> None:
     hf.save_tokenizer(tokenizer, workdir.tokenizer)
     tokens.write(workdir, encoded)
     preferences.write_table(table, workdir.pairs)
+    traits.write(traits.categories(source.traits, list(dict.fromkeys(table["user_id"].to_pylist()))), workdir.traits)
     workdir.write_json(workdir.split, split)
     workdir.write_json(workdir.summary, summary)
 
@@ -253,24 +256,42 @@ def select(config, workdir: Workdir) -> None:
         np.array([scores[score.text_key(row["prompt"], row[side])] for row in rows], np.float32)
         for side in ("chosen", "rejected")
     )
-    kept, weights = np.zeros(len(rows), bool), np.zeros(len(rows), np.float32)
     groups, is_train = np.array([row["group"] for row in rows]), np.array([row["split"] == "train" for row in rows])
-    for group in steered:
-        tau, beta = (override(config, group, key, config.scpo[key]) for key in ("tau", "beta"))
-        own = groups == group
-        kept |= own & np.where(
-            is_train, scpo.keep(chosen, rejected, tau), scpo.keep(chosen, rejected, config.scpo.tau_test)
-        )
-        weights = np.where(own, scpo.weight(chosen, rejected, beta), weights)
     columns = {key: [row[key] for row in rows] for key in ("pair_id", "group", "split")}
-    columns |= {
-        "ref_chosen": pa.array(chosen),
-        "ref_rejected": pa.array(rejected),
-        "p_global": pa.array(scpo.global_probability(chosen, rejected).astype(np.float32)),
-        "keep": pa.array(kept),
-        "weight": pa.array(weights.astype(np.float32)),
-    }
-    preferences.write_table(pa.table(columns), workdir.selection)
+    columns |= {name: np.zeros(len(rows)) for name in ("tau", "beta")}
+    columns |= {name: np.zeros(len(rows), np.float32) for name in scpo.Selection._fields}
+    columns |= {name: np.zeros(len(rows), bool) for name in ("keep", "uncertain", "trim")}
+    calibrated = calibrate_groups(config, workdir, rows, chosen, rejected) if config.scpo.calibrate else {}
+    if calibrated:
+        workdir.write_json(workdir.calibration, calibrated)
+    else:
+        workdir.calibration.unlink(missing_ok=True)
+    for group in steered:
+        own = groups == group
+        values = calibrated.get(group, config.scpo)
+        tau, beta = (override(config, group, key, values[key]) for key in ("tau", "beta"))
+        selected = scpo.select(chosen[own], rejected[own], tau, beta, config.scpo.trim)
+        for name, values in {**selected._asdict(), "tau": tau, "beta": beta}.items():
+            columns[name][own] = values
+    columns["keep"] = np.where(is_train, columns["keep"], scpo.keep(chosen, rejected, config.scpo.tau_test))
+    selection = pa.table(columns)
+    preferences.write_table(selection, workdir.selection)
+    examples.write(workdir, rows, selection.to_pylist())
+
+
+def calibrate_groups(config, workdir: Workdir, rows: list[dict], chosen: np.ndarray, rejected: np.ndarray) -> dict:
+    """{group: what `calibrate.choose` found} from the training pairs of every group that has some."""
+    found = {}
+    for group in dict.fromkeys(row["group"] for row in rows):
+        places = [i for i, row in enumerate(rows) if row["split"] == "train" and row["group"] == group]
+        own, refs = [rows[i] for i in places], (chosen[places], rejected[places])
+        if own:
+            texts = tokens.read(config, workdir, tokens.texts_of(own), training=False)
+            differences, users = calibrate.token_differences(texts, own), [row["user_id"] for row in own]
+            seed = derived_seed(config.seed, f"calibrate/{group}")
+            found[group] = calibrate.choose(differences, refs, users, config.scpo.tau, config.scpo.beta, seed)
+            logs.say(f"calibrate {group}: {calibrate.line(found[group])}")
+    return found
 
 
 def override(config, group: str, key: str, default):

@@ -8,8 +8,21 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from scpo_jax import checkpoint, distributed, logs, score, scpo, sharding, stages, tokens, train_reward, train_step
+from scpo_jax import (
+    checkpoint,
+    controls,
+    distributed,
+    logs,
+    score,
+    scpo,
+    sharding,
+    stages,
+    tokens,
+    train_reward,
+    train_step,
+)  # fmt: skip
 from scpo_jax.checkpoint import Loaded, TrainingState
+from scpo_jax.controls import Material
 from scpo_jax.data import preferences
 from scpo_jax.data.batches import Pairs
 from scpo_jax.data.encoding import Text
@@ -182,7 +195,10 @@ def make_program(config, model: RewardModel, mesh: Mesh, options: train_reward.O
 
 
 def train(config, workdir: Workdir) -> None:
-    """Trains one RM per method and group from the global RM, on what the selection says; a method's groups at once."""
+    """Trains one RM per method or control and group from the global RM, on what the selection says.
+
+    The groups of a method are trained at once.
+    """
     table = preferences.read_table(workdir.pairs)
     steered = stages.steered_groups(config, table)
     selection = {row["pair_id"]: row for row in preferences.read_table(workdir.selection).to_pylist()}
@@ -192,17 +208,18 @@ def train(config, workdir: Workdir) -> None:
         of_group[group] = [row for row in rows if row["group"] == group]
         if not of_group[group]:
             logs.say(f"train: {group} has no training pair, skipped")
-    groups = [group for group in steered if of_group[group]]
+    of_group = {group: own for group, own in of_group.items() if own}
     trainer = Trainer(config, workdir, stages.load_global(config, workdir), rows)
+    names = [*config.scpo.methods, *config.controls]
     if distributed.is_writer():
-        wanted = {(method, slugs[group]) for method in config.scpo.methods for group in groups}
-        remove_other_checkpoints(workdir, wanted)
-    at_once = len(groups) if config.train.groups_per_program == -1 else config.train.groups_per_program
+        remove_other_checkpoints(workdir, {(name, slugs[group]) for name in names for group in of_group})
+    at_once = len(of_group) if config.train.groups_per_program == -1 else config.train.groups_per_program
     chunks = []
-    for method in config.scpo.methods:
+    for name in names:
+        materials = materials_of(config, name, of_group, selection)
         made = [
-            make_job(config, workdir, trainer, method, group, of_group[group], selection, slugs[group])
-            for group in groups
+            make_job(config, workdir, trainer, name, group, own, slugs[group], selection[of_group[group][0]["pair_id"]])
+            for group, own in materials.items()
         ]
         jobs = [job for job in made if job]
         chunks += [jobs[first : first + at_once] for first in range(0, len(jobs), at_once)]
@@ -213,25 +230,67 @@ def train(config, workdir: Workdir) -> None:
     trainer.close()
 
 
-def make_job(config, workdir, trainer: Trainer, method, group, rows, selection, slug: str) -> Job | None:
-    """The training of a group's RM by a method; None, and a line that says so, if it has no pair to train on."""
+def materials_of(config, name: str, of_group: dict[str, list[dict]], selection) -> dict[str, Material | None]:
+    """group -> what its RM of a method or control learns from; None where there is no such RM."""
+    method = name if name in config.scpo.methods else controls.main_method(config.scpo.methods)
+    if name == "shuffled":
+        return {g: shuffled_material(config, method, g, rows, selection) for g, rows in of_group.items()}
+    own = {group: own_material(config, method, group, rows, selection) for group, rows in of_group.items()}
+    if name == method:
+        return own
+    rngs = {g: np.random.default_rng(train_reward.derived_seed(config.seed, f"{name}/{g}")) for g in own}
+    return {group: controls.draw(name, group, own, rngs[group]) for group in own}
+
+
+def own_material(config, method: str, group: str, rows: list[dict], selection: dict[str, dict]) -> Material:
+    """The pairs of a group that a method trains on, by the selection."""
     options = train_reward.options_from(config, group)
     rows, held_out = hold_out(rows, config.train.validation_size if options.eval_every else 0.0, options.seed)
     picked = [selection[row["pair_id"]] for row in rows]
-    columns = [np.array([row[key] for row in picked]) for key in ("keep", "weight", "ref_chosen", "ref_rejected")]
-    mask, weights = scpo.training_set(method, *columns, np.random.default_rng(options.seed))
-    rows = [row for row, used in zip(rows, mask, strict=True) if used]
+    selected = scpo.Selection(*(np.array([row[key] for row in picked]) for key in scpo.Selection._fields))
+    mask, weights = scpo.training_set(method, selected, np.random.default_rng(options.seed))
+    return Material([row for row, used in zip(rows, mask, strict=True) if used], weights[mask], held_out, (group,))
+
+
+def shuffled_material(config, method: str, group: str, rows: list[dict], selection: dict[str, dict]) -> Material:
+    """The pairs that a method would train on if labels were coins, at most as many as it trains on."""
+    rng = np.random.default_rng(train_reward.derived_seed(config.seed, f"shuffled/{group}"))
+    size = len(own_material(config, method, group, rows, selection).rows)
+    known = selection[rows[0]["pair_id"]]  # one tau and beta for the group
+    rewards = ({key: selection[row["pair_id"]][key] for key in ("ref_chosen", "ref_rejected")} for row in rows)
+    rows = controls.shuffled([row | own for row, own in zip(rows, rewards, strict=True)], rng)
+    rewards = [np.array([row[key] for row in rows], np.float32) for key in ("ref_chosen", "ref_rejected")]
+    selected = scpo.select(*rewards, known["tau"], known["beta"], config.scpo.trim)
+    columns = zip(*selected, strict=True)
+    selection = {
+        row["pair_id"]: dict(zip(selected._fields, own, strict=True)) for row, own in zip(rows, columns, strict=True)
+    }
+    drawn = own_material(config, method, group, rows, selection)
+    taken = rng.permutation(len(drawn.rows))[:size]
+    return drawn._replace(rows=[drawn.rows[i] for i in taken], weights=drawn.weights[taken])
+
+
+def make_job(
+    config, workdir, trainer: Trainer, method, group, material: Material | None, slug, known: dict
+) -> Job | None:
+    """The training of a group's RM by a method; None, and a line that says so, if it has no pair to train on.
+
+    `known` holds the group's tau and beta.
+    """
     name = f"{method}/{slug}"
-    if not rows:
-        logs.say(f"train: {name} keeps no pair, skipped")
+    if material is None or not material.rows:
+        logs.say(f"train: {name} {'keeps no pair' if material else 'needs another group'}, skipped")
         return None
-    inputs = [[row["pair_id"] for row in rows], weights[mask].tolist(), [row["pair_id"] for row in held_out]]
+    rows, weights, held_out, source = material
+    options = train_reward.options_from(config, group)
+    inputs = [[row["pair_id"] for row in rows], weights.tolist(), [row["pair_id"] for row in held_out]]
     fingerprint = digest([workdir.fingerprint("score"), dict(vars(options)), inputs])
     card = card_of(config, method=method, group=group, pairs=len(rows), fingerprint=fingerprint)
-    card |= {key: stages.override(config, group, key, config.scpo[key]) for key in ("tau", "beta")}
+    card |= {key: known[key] for key in ("tau", "beta")} | {"trained_on": list(source)}
     validation = trainer.pairs(held_out, np.ones(len(held_out), np.float32)) if held_out else None
-    training = Training(name, trainer.pairs(rows, weights[mask]), options, validation)
-    return Job(workdir.checkpoints / method / slug, card, training)
+    return Job(
+        workdir.checkpoints / method / slug, card, Training(name, trainer.pairs(rows, weights), options, validation)
+    )
 
 
 def hold_out(rows: list[dict], share: float, seed: int) -> tuple[list[dict], list[dict]]:

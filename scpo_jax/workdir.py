@@ -46,6 +46,7 @@ class Workdir:
         self.pairs = self.data / "pairs.parquet"
         self.split = self.data / "split.json"
         self.summary = self.data / "summary.json"
+        self.traits = self.data / "traits.parquet"
         self.tokenizer = self.data / "tokenizer"
         self.simulated = self.data / "simulated"
         self.scores = self.root / "scores" / "global.parquet"
@@ -54,6 +55,8 @@ class Workdir:
         self.global_checkpoint = self.checkpoints / "global"
         self.training = self.checkpoints / "training"
         self.reports = self.root / "reports"
+        self.guards = self.reports / "guards.json"
+        self.calibration = self.reports / "calibration.json"
         self.test_scores = self.reports / "test_scores.parquet"
 
     def record(self) -> dict:

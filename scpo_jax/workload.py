@@ -167,7 +167,8 @@ def trainings_of(config, material: Material, mesh: Mesh) -> list[TrainingWork]:
     for size in dict.fromkeys(map(len, chunks)):
         same = [chunk for chunk in chunks if len(chunk) == size]
         name = f"train {size} group{'s' * (size > 1)}"
-        found.append(plan_training(name, material, same, mesh, len(same) * len(config.scpo.methods)))
+        times = len(same) * (len(config.scpo.methods) + len(config.controls))
+        found.append(plan_training(name, material, same, mesh, times))
     return found
 
 

@@ -100,3 +100,9 @@ def snapshot(folder: pathlib.Path) -> dict:
         str(path): (path.stat().st_mtime_ns, path.read_bytes()) if path.is_file() else None
         for path in sorted(folder.rglob("*"))
     }
+
+
+def unrounded_report(workdir: pathlib.Path) -> dict:
+    """`evaluation.json` without what follows from the scores themselves, which depend on batches by rounding."""
+    report = json.loads((workdir / "reports" / "evaluation.json").read_text())
+    return {key: report[key] for key in report if key not in ("margins", "noise", "macro_noise", "calibration")}

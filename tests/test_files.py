@@ -229,13 +229,16 @@ def test_evaluate_by_workdir(finished, tmp_path):
         columns = {n: [[r["score_chosen"] for r in o], [r["score_rejected"] for r in o]] for n, o in own.items()}
         expected = by_hand(own[method], *columns[method], columns["global"])
         found = report["methods"][method][group]
+        if method == "global":  # constant by definition
+            expected["edited"]["accuracy"] = expected["agreed"]["accuracy"] = None
         for which, values in expected.items():
             assert set(found[which]) == {"accuracy", "low", "high", "n", "ties"}
             assert found[which]["n"] == values["n"] and found[which]["ties"] == 0
             assert found[which]["accuracy"] == pytest.approx(values["accuracy"], abs=1e-12)
-            if values["n"]:
+            if values["accuracy"] is not None:
                 assert found[which]["low"] <= values["accuracy"] <= found[which]["high"]
-    different = [report["methods"]["scpo"][g] != report["methods"]["global"][g] for g in report["groups"]]
+    methods = report["methods"]
+    different = [methods["scpo"][group]["all"] != methods["global"][group]["all"] for group in report["groups"]]
     assert different == [True, True, True, False]  # World has no model of its own
 
 
@@ -246,6 +249,7 @@ def test_evaluate_by_one_model(models, tmp_path):
     assert scpo("evaluate", f"--model={models['export']}", f"--data={source}", f"--output={output}") == 0
     report = json.loads(output.read_text())
     assert list(report["methods"]) == ["scpo"] and report["groups"][-1] == "ties"
+    assert all(records["agreed"]["accuracy"] is None for records in report["methods"]["scpo"].values())
     tie = report["methods"]["scpo"]["ties"]["all"]  # the tokenizer does not see the blank
     assert tie == {"accuracy": 0.0, "low": 0.0, "high": 0.0, "n": 1, "ties": 1}
 

@@ -73,7 +73,7 @@ def test_commands_and_flags(arguments, message, capsys):
         ("--config.per_group=(('日本','tau','x'),)", "has to be a number above 0"),
         ("--config.per_group=(('日本','max_steps',2.5),)", "a whole one"),
         ("--config.per_group=(('日本',", "not a Python tuple"),
-        ("--config.controls=pooled", "config.controls is not available in version"),
+        ("--config.controls=pooled,nobody", "names 'nobody'; controls are pooled, other_country, shuffled"),
         ("--config.global_rm.train=false", "config.model.name_or_path is empty"),
         ("--stages=prepare,bake", "--stages names 'bake'; stages are prepare, global"),
         ("--stages=select", "stage select reads what stage score writes, which has not run"),

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from scpo_jax import metrics
 
@@ -81,3 +82,51 @@ def test_mean_difference_against_the_normal_interval():
     assert result["low"] == pytest.approx(mean - half, abs=0.01) and result["high"] == pytest.approx(
         mean + half, abs=0.01
     )
+
+
+def users_with_pairs(rng, users: int) -> tuple[np.ndarray, np.ndarray]:
+    """(right or wrong `[B]`, user `[B]`): some users are easier than others, some have more pairs."""
+    member = np.repeat(np.arange(users), rng.integers(1, 12, users))
+    return (rng.random(len(member)) < rng.beta(4, 2, users)[member]).astype(float), member
+
+
+def test_the_bootstrap_against_scipy():
+    right, member = users_with_pairs(np.random.default_rng(0), 80)
+    counts = metrics.bootstrap_counts(member, np.random.default_rng(1), resamples=20_000)
+    found = metrics.accuracy_record(right - 0.5, counts)
+    sums, sizes = np.bincount(member, right), np.bincount(member)
+    scipys = scipy.stats.bootstrap(
+        (sums, sizes), lambda s, n, axis: s.sum(axis) / n.sum(axis), paired=True, vectorized=True,
+        method="percentile", n_resamples=20_000, rng=np.random.default_rng(2),
+    ).confidence_interval  # fmt: skip
+    assert found["high"] - found["low"] > 0.08
+    np.testing.assert_allclose([found["low"], found["high"]], [scipys.low, scipys.high], atol=0.003)
+
+
+def test_intervals_cover_the_truth():
+    """95 % of them, give or take: 600 samples of 60 users whose accuracies differ; the mean of beta(4, 2) is 2/3."""
+    rng, hits = np.random.default_rng(0), 0
+    for _ in range(600):
+        right, member = users_with_pairs(rng, 60)
+        record = metrics.accuracy_record(right - 0.5, metrics.bootstrap_counts(member, rng, resamples=400))
+        hits += record["low"] <= 2 / 3 <= record["high"]
+    assert 0.92 <= hits / 600 <= 0.98
+
+
+def test_the_p_value_goes_with_the_interval_and_the_normal_one():
+    rng = np.random.default_rng(0)
+    difference = rng.normal(0.1, 1, 400)
+    counts = metrics.bootstrap_counts(np.arange(400), rng, resamples=20_000)
+    z = difference.mean() / (difference.std() / 20)
+    two, one = (metrics.paired_test([difference], [counts], sides) for sides in (2, 1))
+    assert two["p"] == pytest.approx(2 * scipy.stats.norm.sf(abs(z)), abs=0.01)
+    assert one["p"] == pytest.approx(scipy.stats.norm.sf(z), abs=0.01)
+    assert (two["p"] < 0.05) == (two["low"] > 0 or two["high"] < 0)
+    assert metrics.p_value(np.zeros(99)) == 1 and metrics.p_value(np.ones(99), 1) == 0.01
+    assert metrics.p_value(-np.ones(99), 1) == 1 and metrics.p_value(-np.ones(99)) == 0.02
+
+
+def test_holm_by_hand():
+    """0.005 * 4, 0.01 * 3, 0.03 * 2, 0.04 * 1 raised to the one before it."""
+    assert metrics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert metrics.holm([0.6, 0.5]) == [1, 1] and metrics.holm([]) == [] and metrics.holm([0.05]) == [0.05]

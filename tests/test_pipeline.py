@@ -43,6 +43,8 @@ def test_the_selection(finished):
         limit = 0.7 if row["split"] == "train" else 0.5
         assert row["keep"] == (1 / (1 + np.exp(-difference)) < limit)
         assert row["weight"] == pytest.approx(min(np.exp(difference / 1.1), 1), rel=1e-5)
+        assert row["uncertain"] == (0.3 < row["p_global"] < 0.7) and row["trim"] == (row["p_global"] > 0.1)
+        assert (row["tau"], row["beta"]) == (0.7, 1.1)
 
 
 def test_a_second_run_does_nothing(copy, finished, capsys):

@@ -61,6 +61,8 @@ def test_pairs_of_a_hand_made_survey(tmp_path):
         "pair_id": "ut2-ut0", "group": "Chile", "user_id": "ana", "interaction_id": "int0", "messages": None,
         "prompt": "prompt of int0", "chosen": "high", "rejected": "low", "chosen_id": "ut2", "rejected_id": "ut0",
         "margin": None,
+        "score_chosen": 90,
+        "score_rejected": 10,
     }  # fmt: skip
     assert source.pairs[3]["rejected"] == "x\u2028y"
     assert source.units == ["ana", "ben", "cem", "dee"]

@@ -57,26 +57,54 @@ def test_filter_is_strict_and_stable_far_out():
     assert not scpo.keep(np.float32(-0.25), np.float32(1000.5), 0.0)
 
 
-def methods_on(kept, weights, chosen, rejected):
-    rng = np.random.default_rng(3)
-    return {m: scpo.training_set(m, kept, weights, chosen, rejected, rng) for m in scpo.METHODS}
-
-
 def test_training_sets_of_the_methods():
     chosen, rejected = np.array([0.3, -1.5, 2.25, 0.0, -0.4]), np.array([0.1, 0.75, -0.5, 0.0, -0.1])
-    kept, weights = scpo.keep(chosen, rejected, 0.7), scpo.weight(chosen, rejected, 1.1)
-    sets = methods_on(kept, weights, chosen, rejected)
-    np.testing.assert_array_equal(kept, [True, True, False, True, True])
-    for method in ("scpo", "filter_only", "inverse_weight"):
-        np.testing.assert_array_equal(sets[method][0], kept)
-    for method in ("full", "weight_only"):
-        assert sets[method][0].all()
-    for method in ("scpo", "weight_only"):
+    selected = scpo.select(chosen, rejected, 0.7, 1.1, 0.2)
+    sets = {method: scpo.training_set(method, selected, np.random.default_rng(3)) for method in scpo.METHODS}
+    filters = {
+        "scpo filter_only inverse_weight": [True, True, False, True, True],
+        "uncertain uncertain_weighted": [True, False, False, True, True],
+        "trim trim_weighted": [True, False, True, True, True],
+        "full weight_only": [True] * 5,
+    }
+    for methods, mask in filters.items():
+        for method in methods.split():
+            np.testing.assert_array_equal(sets[method][0], mask, method)
+    for method in ("scpo", "weight_only", "uncertain_weighted", "trim_weighted"):
         np.testing.assert_allclose(sets[method][1], [1, math.exp(-2.25 / 1.1), 1, 1, math.exp(-0.3 / 1.1)], rtol=1e-6)
-    for method in ("full", "filter_only", "random_subset"):
+    for method in ("full", "filter_only", "random_subset", "uncertain", "trim"):
         np.testing.assert_array_equal(sets[method][1], np.ones(5))
     np.testing.assert_allclose(sets["inverse_weight"][1], [1, math.exp(2.25), 1, 1, math.exp(0.3)], rtol=1e-6)
-    assert sets["random_subset"][0].sum() == kept.sum()
+    assert sets["random_subset"][0].sum() == 4
+    assert {weights.dtype for _, weights in sets.values()} == {np.dtype(np.float32)}
+
+
+@given(rewards, rewards, st.floats(0.5, 1))
+def test_uncertain_is_blind_to_the_label_and_is_the_filter_without_sure_disagreement(chosen, rejected, tau):
+    chosen, rejected = np.float64(chosen), np.float64(rejected)
+    kept = scpo.uncertain(chosen, rejected, tau)
+    assert kept == scpo.uncertain(rejected, chosen, tau)
+    assert kept == (scpo.keep(chosen, rejected, tau) and scpo.keep(rejected, chosen, tau))
+
+
+def test_trim_drops_the_labels_that_are_more_likely_reversed_than_not():
+    share, difference = 0.15, np.linspace(-6, 6, 1001)
+    p = scpo.global_probability(difference, 0.0)
+    reversed_label = share * (1 - p) / (share * (1 - p) + (1 - share) * p)
+    np.testing.assert_array_equal(scpo.trim(difference, 0.0, share), reversed_label < 0.5)
+
+
+def test_the_filter_by_label_teaches_the_reverse_and_the_blind_one_does_not():
+    """Labels drawn by the global RM itself: what each filter keeps, against p of the labels kept."""
+    rng = np.random.default_rng(0)
+    difference = rng.normal(0, 2, 20000)
+    label = np.where(rng.random(20000) < scpo.global_probability(difference, 0.0), 1, -1)
+    chosen, rejected = difference * label, np.zeros(20000)
+    agreed = {}
+    for rule in (scpo.keep, scpo.uncertain):
+        kept = rule(chosen, rejected, 0.7)
+        agreed[rule.__name__] = (chosen[kept] > 0).mean() - scpo.global_probability(abs(chosen[kept]), 0.0).mean()
+    assert agreed["keep"] < -0.15 and abs(agreed["uncertain"]) < 0.02
 
 
 def test_random_subset_does_not_look_at_the_filter():
@@ -88,4 +116,4 @@ def test_random_subset_does_not_look_at_the_filter():
 
 def test_unknown_method():
     with pytest.raises(ValueError, match="unknown method"):
-        scpo.training_set("best", np.ones(1, bool), np.ones(1), np.zeros(1), np.zeros(1), None)
+        scpo.training_set("best", scpo.select(np.ones(1), np.ones(1), 0.7, 1.1, 0.1), None)

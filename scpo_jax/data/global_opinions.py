@@ -13,7 +13,9 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
+from typing import NamedTuple
 
+import numpy as np
 from etils import epath
 
 from scpo_jax.data import fields, hub
@@ -91,6 +93,33 @@ def read(path, *, group_by: str = "", groups: tuple[str, ...] = (), min_gap: flo
             raise question
     source = _source(readable, known, min_gap, max_pairs)
     return _ungrouped(source) if group_by == "none" else source
+
+
+class Cell(NamedTuple):
+    """The answers of a country to a question."""
+
+    country: str
+    question: str
+    battery: str
+    options: list[str]  # of substance
+    shares: np.ndarray  # of these, sum 1
+
+
+def cells(path) -> list[Cell]:
+    """Every usable cell of the csv once, in the order of the file; raises InputError as `read` does."""
+    found = {}
+    for where, row in read_rows(path):
+        question = _question_or_error(where, row)
+        if isinstance(question, InputError):
+            raise question
+        kept = _substantive(question)
+        options = [question.options[i] for i in kept]
+        for country, shares in question.shares.items():
+            if not _unusable(question, shares):
+                own = np.array([shares[i] for i in kept])
+                cell = Cell(country, question.text, question.battery, options, own / own.sum())
+                found.setdefault((question.question_id, country), cell)
+    return list(found.values())
 
 
 def _question_or_error(where: str, row: dict | InputError) -> Question | InputError:

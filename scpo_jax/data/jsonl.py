@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections import Counter
 
-from scpo_jax.data import fields
+from scpo_jax.data import fields, traits
 from scpo_jax.data.preferences import Source, check_groups, render_messages
 from scpo_jax.data.records import Row, read_rows
 from scpo_jax.errors import InputError
@@ -42,6 +42,7 @@ def read(path, *, group_by: str = "", groups: tuple[str, ...] = (), columns: dic
         check_groups(groups, known)
     _check_columns(rows, columns, str(path))
     pairs, users, dropped, counted = _read_pairs(rows, group_field, group_by, columns)
+    owned = ((str(row[columns["user_id"]]), row) for _, row in rows if columns["user_id"] in row)
     return Source(
         pairs=pairs,
         units=list(users),
@@ -50,6 +51,7 @@ def read(path, *, group_by: str = "", groups: tuple[str, ...] = (), columns: dic
         rows=len(rows),
         dropped=dict(dropped),
         counted=dict(counted),
+        traits=traits.of_records(owned, without=columns.values()),
     )
 
 

@@ -28,7 +28,9 @@ TEXT_COLUMNS = (
     "prompt", "chosen", "rejected", "chosen_id", "rejected_id",
 )  # fmt: skip
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
-OPTIONAL_COLUMNS = {"margin": pa.float64(), "messages": MESSAGES}  # in the table if some pair has one
+OPTIONAL_COLUMNS = {  # in the table if some pair has one; scores are the annotator's
+    "margin": pa.float64(), "score_chosen": pa.float64(), "score_rejected": pa.float64(), "messages": MESSAGES,
+}  # fmt: skip
 
 LISTED = 30  # names of groups that fit an error message
 
@@ -48,6 +50,7 @@ class Source:
     dropped: dict[str, int]  # rows that are unusable, by reason; they count against max_dropped
     counted: dict[str, int]  # what was kept but is worth knowing, by reason
     ties: dict[str, int] = dataclasses.field(default_factory=dict)  # unit -> pairs skipped for equal scores
+    traits: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)  # user -> field of the survey -> value
 
 
 def split_units(units: Sequence[str], test_size: float, seed: int) -> tuple[list[str], list[str]]:

@@ -9,7 +9,7 @@ from collections import Counter
 
 from etils import epath
 
-from scpo_jax.data import fields, hub
+from scpo_jax.data import fields, hub, traits
 from scpo_jax.data.preferences import Source, check_groups
 from scpo_jax.data.records import Row, read_rows
 from scpo_jax.errors import InputError
@@ -48,7 +48,9 @@ def read(folder, *, group_by: str = "", groups: tuple[str, ...] = ()) -> Source:
         check_groups(groups, known)
     unit_groups = _unit_groups(survey, group_by)
     interactions, rows = _interactions(read_rows(epath.Path(folder) / "utterances.jsonl"), unit_groups)
-    return _source(interactions, unit_groups, known, rows)
+    source = _source(interactions, unit_groups, known, rows)
+    source.traits = traits.of_records(((row["user_id"], row) for _, row in survey), without=("user_id",))
+    return source
 
 
 def _unit_groups(survey: list[Row], group_by: str) -> dict[str, str]:
@@ -144,4 +146,6 @@ def _pair(first: dict, second: dict, group: str) -> dict | None:
         "chosen_id": chosen["id"],
         "rejected_id": rejected["id"],
         "margin": None,
+        "score_chosen": chosen["score"],
+        "score_rejected": rejected["score"],
     }
