@@ -94,14 +94,14 @@ def evaluate_file(judge: Judge, model: str, data: str, output: str, groups: Sequ
         report["methods"]["uniform"][country] = similarities(tested[country], flat, 0.0)
     for method, models in methods.items():
         scores = {c: scores_of(judge, own[c], c if c in models else "") for c in countries}
-        rewards = {c: [[scores[c][key] for key in _keys(cell)] for cell in own[c]] for c in countries}
-        fitted = [(np.array(r, float), cell.shares) for c in countries for cell, r in zip(own[c], rewards[c], strict=True)
-                  if cell.battery in train]  # fmt: skip
+        rewards = {c: [rewards_of(cell, scores[c]) for cell in own[c]] for c in countries}
+        both = [asked for c in countries for asked in zip(own[c], rewards[c], strict=True)]
+        fitted = [(values, cell.shares) for cell, values in both if cell.battery in train]
         inverse = fit_inverse_temperature(*zip(*fitted, strict=True)) if fitted else 0.0
         report["temperature"][method] = 1 / inverse if inverse else None
         for country in countries:
             asked = zip(own[country], rewards[country], strict=True)
-            values = [np.array(r, float) for cell, r in asked if cell.battery in test]
+            values = [values for cell, values in asked if cell.battery in test]
             near = similarities(tested[country], values, inverse)
             report["methods"][method][country] = {"all": accuracy(pairs[country], scores[country]), **near}
     report["macro"] = {method: macro(of_group.values()) for method, of_group in report["methods"].items()}
@@ -139,8 +139,9 @@ def scores_of(judge: Judge, cells: Sequence[Cell], group: str) -> dict[str, np.f
     return dict(zip(texts, judge.score(prompts, options, [group] * len(texts)), strict=True))
 
 
-def _keys(cell: Cell) -> list[str]:
-    return [score.text_key(cell.question, option) for option in cell.options]
+def rewards_of(cell: Cell, scores: dict[str, np.float32]) -> np.ndarray:
+    """Rewards `[K]` float64 of a cell's options."""
+    return np.array([scores[score.text_key(cell.question, option)] for option in cell.options], float)
 
 
 def macro(records: Sequence[dict]) -> dict[str, float | None]:
