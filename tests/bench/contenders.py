@@ -3,6 +3,7 @@
 They import their library themselves: torch's memory is not to count as ours.
 """
 
+import ctypes
 import functools
 import pathlib
 import resource
@@ -35,14 +36,21 @@ class Job(NamedTuple):
 
 
 class Turns:
-    """A contender's turns: each begins when the other side says so, and ends with what was measured."""
+    """A contender's turns: each begins when the other side says so, and ends with what was measured.
+
+    The clock starts after the first piece of work, which is done twice: memory that waited for its turn was given back,
+    and what it takes to get it anew is not what a training costs whose steps follow each other.
+    """
 
     def __init__(self, connection):
         self._connection, self._start = connection, 0.0
 
     def begin(self) -> None:
-        """Says that all is ready, or what the last turn measured was sent, and waits."""
+        """Waits for the turn."""
         self._connection.recv()
+
+    def start(self) -> None:
+        """Starts the clock."""
         self._start = time.perf_counter()
 
     def ready(self) -> None:
@@ -54,6 +62,7 @@ class Turns:
         seconds = time.perf_counter() - self._start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         measured = {"seconds": seconds, "units": units, "tokens": tokens, "computed": computed, "peak_bytes": peak}
+        ctypes.CDLL(None).malloc_trim(0)  # the others need the memory
         self._connection.send(measured | ({} if scores is None else {"scores": scores}))
 
 
@@ -117,6 +126,8 @@ def train_ours(turns: Turns, job: Job) -> None:
     turns.ready()
     for own in job.turns:
         turns.begin()
+        state, _ = jax.block_until_ready(step(state, own[0]))
+        turns.start()
         for k in own:
             state, metrics = step(state, k)
         jax.block_until_ready((state, metrics))
@@ -160,14 +171,8 @@ def words_tokenizer():
     )  # fmt: skip
 
 
-def longest_step(job: Job) -> int:
-    """The step with the longest text of all turns, to warm up with: memory is then touched for the first time."""
-    longest = np.maximum(*(np.array([len(ids) for ids in side]) for side in job.texts))
-    return max((k for own in job.turns for k in own), key=lambda k: longest[job.order[k]].max())
-
-
 def train_trl(turns: Turns, job: Job, tuned: bool = False) -> None:
-    """The loop of trl's RewardTrainer: the batches of the turns follow each other, after one to warm up.
+    """The loop of trl's RewardTrainer: the batches of the turns follow each other.
 
     `tuned` by us: without its gradient checkpointing, a step's pairs in two halves, which need less padding.
     """
@@ -177,17 +182,19 @@ def train_trl(turns: Turns, job: Job, tuned: bool = False) -> None:
 
     model = torch_model(job)
     computed, order = Computed(model), job.order
-    steps = [longest_step(job), *(k for own in job.turns for k in own)]
-    bounds = np.cumsum([1, *map(len, job.turns)])  # steps finished before each turn
+    steps = [k for own in job.turns for k in (own[0], *own)]
+    bounds = np.cumsum([0, *(1 + len(own) for own in job.turns)])  # steps finished before each turn
 
     class TakeTurns(transformers.TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             done = state.global_step
-            if done == 1:
+            if done == 0:
                 turns.ready()
             if done in bounds:
-                computed.take()
                 turns.begin()
+            if done - 1 in bounds:
+                computed.take()
+                turns.start()
 
         def on_step_end(self, args, state, control, **kwargs):
             done = state.global_step
@@ -229,11 +236,12 @@ def train_padded(turns: Turns, job: Job) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
-    step(order[longest_step(job)])
-    computed.take()
     turns.ready()
     for own in job.turns:
         turns.begin()
+        step(order[own[0]])
+        computed.take()
+        turns.start()
         step(order[own[0]])
         turns.end(PAIRS, tokens_of(job, order[own[0]]), computed.take())
 
@@ -270,6 +278,8 @@ def score_ours(turns: Turns, job: Job) -> None:
     turns.ready()
     for part, own, plan in zip(parts, lengths, plans, strict=True):
         turns.begin()
+        score.score_texts(function, params, part[:TEXTS])
+        turns.start()
         scores = score.score_texts(function, params, part)
         turns.end(len(part), sum(own), sum(int(np.prod(batch.shape)) for batch in plan), scores)
 
@@ -285,6 +295,9 @@ def score_eager(turns: Turns, job: Job) -> None:
         turns.begin()
         texts, scores = [job.texts[0][i] for i in own], []
         with torch.no_grad():
+            model(**padded(texts[:TEXTS], max(map(len, texts[:TEXTS]))))
+            computed.take()
+            turns.start()
             for first in range(0, len(texts), TEXTS):
                 part = texts[first : first + TEXTS]
                 scores.append(model(**padded(part, max(map(len, part)))).logits[:, 0].numpy())

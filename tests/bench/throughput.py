@@ -9,9 +9,9 @@ in float32 and with dropout: gradient checkpointing, padding to the longest text
 without gradient checkpointing and with a step's pairs in two halves, which need less padding; "padded" the reference's
 way, every text padded to 512, in two halves for want of memory: one step a turn, since it takes minutes. Scoring:
 "ours" against transformers ("eager") in batches of 8 texts in file order, both on distinct texts only; how often the
-pairs repeat their texts is reported apart. Start-up and compilation do not count. Each contender has its own process,
-so that its peak memory is its own, and only one computes at a time, on the same cores, glibc's memory in huge pages for
-all. CPU only.
+pairs repeat their texts is reported apart. Start-up, compilation and the first step of a turn do not count. Each
+contender has its own process, so that its peak memory is its own, and only one computes at a time, on the same cores,
+glibc's memory in huge pages for all. CPU only.
 
 Texts are tokenised by MiniLM's tokenizer and their ids folded into the vocabulary, so that lengths are real. Without
 `--data` they are random words at PRISM's quantiles of length.
