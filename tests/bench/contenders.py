@@ -229,7 +229,7 @@ def train_padded(turns: Turns, job: Job) -> None:
 
     def step(pairs):
         optimizer.zero_grad()
-        for part in np.split(pairs, PAIRS // AT_ONCE):
+        for part in np.split(pairs, len(pairs) // AT_ONCE):
             inputs = padded([side[i] for side in job.texts for i in part], LENGTH)
             chosen, rejected = model(**inputs).logits[:, 0].chunk(2)
             (-torch.nn.functional.logsigmoid(chosen - rejected)).sum().div(PAIRS).backward()
@@ -239,7 +239,7 @@ def train_padded(turns: Turns, job: Job) -> None:
     turns.ready()
     for own in job.turns:
         turns.begin()
-        step(order[own[0]])
+        step(order[own[0]][:AT_ONCE])
         computed.take()
         turns.start()
         step(order[own[0]])
