@@ -59,9 +59,20 @@ class Embedding(nnx.Module):
     def __init__(self, size: int, width: int, std: float, rngs: nnx.Rngs, padding_id: int | None = None):
         table = std * jax.random.normal(rngs.params(), (size, width), jnp.float32)
         self.embedding = nnx.Param(table if padding_id is None else table.at[padding_id].set(0.0))
+        self.width = width
 
     def __call__(self, ids):
-        return jnp.take(self.embedding[...], ids, axis=0, mode="fill", fill_value=jnp.nan)
+        """`[R, T]` -> `[R, T, width]`.
+
+        Where, in `shard_map`, the devices of the axis data have a share of the columns each, every one looks up all
+        tokens in its columns: tokens are sent around, not the table.
+        """
+        table = self.embedding[...]
+        look_up = functools.partial(jnp.take, axis=0, mode="fill", fill_value=jnp.nan)
+        if table.shape[1] == self.width:
+            return look_up(table, ids)
+        found = look_up(table, jax.lax.all_gather(ids, "data"))
+        return jax.lax.all_to_all(found, "data", split_axis=0, concat_axis=found.ndim - 1, tiled=True)[0]
 
 
 class FeedForward(nnx.Module):

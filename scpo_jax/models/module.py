@@ -56,7 +56,9 @@ class RewardModel:
         encoder_key, head_key = layers.split_key(key, 2)
         options = layers.StackOptions(remat=remat)
         if gather:  # the layers' one layer at a time
+            words = params["embeddings"]["word"]
             params = {n: tree if n == "layers" else gather(tree, self.shapes[n]) for n, tree in params.items()}
+            params["embeddings"]["word"] = words  # tokens are looked up where their columns lie
             layer = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), self.shapes["layers"])
             options = options._replace(whole=lambda parameters: gather(parameters, layer, jnp.dtype(dtype)))
         texts = self._encode(params, batch, encoder_key, dtype, options, layers.Read(batch.rows, batch.columns))
