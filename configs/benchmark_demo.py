@@ -10,9 +10,14 @@ from scpo_jax.configs import demo
 
 
 def get_config():
-    """The demo without validation: users to choose a step by need labels too, and few of them choose badly."""
+    """The demo with fewer training users, so that full finetuning sees every pair once and more pairs could help.
+
+    No step is chosen by validation: users for that need labels too, and few of them choose badly.
+    """
     config = demo.get_config()
     config.controls = ()
+    config.data.simulated.users_per_group = 300
+    config.data.test_size = 0.4  # 180 users of a country train, 120 test
     config.train.max_steps = 100
     config.train.warmup_steps = 10
     config.train.eval_every = 0

@@ -29,7 +29,7 @@ intervals 95 %, see `efficiency`; null for "not reached", or where there is no s
      "test_users": {S: {G: n}},
      "global": {"all": R, "edited": R, "agreed": R},
      "curves": {B: {M: [{"fraction", "annotated", "trained", "steps", "all", "edited", "agreed": R}]}},
-     "target": {B: R} (full at 1, margin not taken off),
+     "target": {B: R} (full at 1, margin not taken off), "passes": {B: how often full at 1 sees a pair, on average},
      "needed": {B: {M: {"annotated": N, "trained": N}}}, N of `efficiency.needed`: {"pairs", "low", "high", "share",
          "reached"},
      "ratio": {B: {M: {"all", "kept", "ratio", "difference", "low", "high", "p"}}}, see `efficiency.ratio`,
@@ -125,7 +125,7 @@ def run(config, workdir: Workdir, design: Design, *, force: bool = False, comman
         logs.say(f"benchmark: seed {name}")
         pipeline.run(own, place, only=BEFORE, force=force, command=command)
         found[name] = run_seed(own, place, design, force)
-        report = report_of(design, found)
+        report = report_of(design, found, config.train.batch_size)
         workdir.write_json(workdir.reports / "benchmark.json", report)
         text = benchmark_tables.text(report)
         (workdir.reports / "benchmark.md").write_text(text)
@@ -183,7 +183,7 @@ def groups_of(config, workdir: Workdir, table) -> tuple[dict[str, GroupPairs], d
     return groups, of_group
 
 
-def report_of(design: Design, found: dict[str, Seed]) -> dict:
+def report_of(design: Design, found: dict[str, Seed], batch_size: int) -> dict:
     """What `reports/benchmark.json` holds, of the seeds in `found`."""
     seeds = Seeds(list(found.values()), np.random.default_rng(0))
     groups = list(dict.fromkeys(group for seed in found.values() for group in seed.users))
@@ -200,6 +200,7 @@ def report_of(design: Design, found: dict[str, Seed]) -> dict:
             rule: {m: [point(seeds, Key(rule, m, f)) for f in design.fractions] for m in design.methods}
             for rule in design.rules
         },
+        "passes": {rule: passes(seeds, Key(rule, "full", 1.0), batch_size) for rule in design.rules},
         "target": {rule: efficiency.accuracy_record(seeds, Key(rule, "full", 1.0)) for rule in design.rules},
         "needed": {
             rule: {
@@ -222,6 +223,12 @@ def point(seeds: Seeds, key: Key) -> dict:
     return {"fraction": key.fraction, **counts} | {
         which: efficiency.accuracy_record(seeds, key, which) for which in SUBSETS
     }
+
+
+def passes(seeds: Seeds, key: Key, batch_size: int) -> float:
+    """How often a cell sees a pair, on average; below 1, pairs that are never seen do not help."""
+    (steps, _), (trained, _) = seeds.count(key, "steps"), seeds.count(key, "trained")
+    return steps * batch_size / trained
 
 
 def saves(seeds: Seeds, rule: str, method: str) -> bool:

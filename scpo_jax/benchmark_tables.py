@@ -29,9 +29,9 @@ def needed_table(report: dict, rule: str) -> str:
     """Pairs to be as good as full finetuning on all data."""
     full = report["curves"][rule]["full"][-1]
     note = (
-        f"Full finetuning on all {full['annotated']:.0f} pairs reaches {spread(report['target'][rule])} %; counted are "
-        f"the pairs to come within {100 * MARGIN:g} points of that, by isotonic regression of the curve from the "
-        "global RM on."
+        f"Full finetuning on all {full['annotated']:.0f} pairs reaches {spread(report['target'][rule])} %, seeing each "
+        f"{report['passes'][rule]:.2f} times on average; counted are the pairs to come within {100 * MARGIN:g} points "
+        "of that, by isotonic regression of the curve from the global RM on."
     )
     rows = [[method, *(pairs_of(own[axis]) for axis in AXES)] for method, own in report["needed"][rule].items()]
     return f"### Pairs needed\n\n{note}\n\n" + table(["method", *(f"{axis} pairs" for axis in AXES)], rows)

@@ -265,8 +265,15 @@ def _parse(name: str, argv: Sequence[str]) -> flags.FlagValues | None:
 def _help(name: str, values: flags.FlagValues) -> str:
     """A line for every flag of a command; the keys of the config are documented in `configs/base.py`."""
     own = [values[flag] for flag in values if not flag.startswith("config.")]
-    lines = [f"  --{flag.name:11} {flag.help}" + (f" (default {flag.value})" if flag.value else "") for flag in own]
+    lines = [
+        f"  --{flag.name:11} {flag.help}" + (f" (default {_shown(flag.value)})" if flag.value else "") for flag in own
+    ]
     return "\n".join([f"scpo {name}: {COMMANDS[name].summary}", *lines])
+
+
+def _shown(value) -> str:
+    """A flag's value as it is given on the command line."""
+    return ",".join(value) if isinstance(value, list) else str(value)
 
 
 def _unknown_flag(name: str, values: flags.FlagValues, flag: str) -> str:

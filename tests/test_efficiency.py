@@ -77,7 +77,7 @@ CURVES = {
 @pytest.fixture(scope="module")
 def report():
     design = benchmark.Design(FRACTIONS, (0, 1, 2), METHODS, ("steps",))
-    return benchmark.report_of(design, {str(i): seed(i, CURVES) for i in range(3)})
+    return benchmark.report_of(design, {str(i): seed(i, CURVES) for i in range(3)}, 80)
 
 
 def test_the_two_numbers(report):
@@ -124,6 +124,7 @@ def test_a_report_is_json_and_has_tables(report):
     point = report["curves"]["steps"]["scpo"][1]
     assert (point["fraction"], point["annotated"], point["trained"], point["steps"]) == (0.5, 600, 300, 30)
     assert point["edited"]["accuracy"] < point["all"]["accuracy"] < point["agreed"]["accuracy"]
+    assert report["passes"]["steps"] == 2.0 and "2.00 times" in text  # 30 steps of 80 pairs on 1200
     assert report["test_users"]["1"] == {"A": 150, "B": 150, "C": 150}
 
 
