@@ -165,11 +165,39 @@ def _propose(values: flags.FlagValues, command: str) -> None:
     propose.propose_file(_judge(values), values.pairs, values.output, values.budget, values.per_prompt)
 
 
+def _define_benchmark(values: flags.FlagValues) -> None:
+    from scpo_jax import benchmark, configuration
+
+    flags.DEFINE_string("config", None, "config file; --config.KEY=VALUE changes a key", flag_values=values)
+    configuration.define_flags(values)
+    flags.DEFINE_string("workdir", None, "folder for all files of the benchmark", flag_values=values)
+    flags.DEFINE_list(
+        "fractions", list(benchmark.FRACTIONS), "shares of the training users, with 1", flag_values=values
+    )
+    flags.DEFINE_list(
+        "seeds", list(benchmark.SEEDS), "values of config.seed, each a run of its own", flag_values=values
+    )
+    flags.DEFINE_list("methods", list(benchmark.METHODS), "what to compare", flag_values=values)
+    flags.DEFINE_list("budgets", list(benchmark.RULES), "what of training cells have equal", flag_values=values)
+    flags.DEFINE_bool("force", False, "redo what another config made", flag_values=values)
+
+
+def _benchmark(values: flags.FlagValues, command: str) -> None:
+    from scpo_jax import benchmark, configuration
+    from scpo_jax.workdir import Workdir
+
+    _require(values, "config", "workdir")
+    design = benchmark.design_of(values.fractions, values.seeds, values.methods, values.budgets)
+    config = configuration.load(values.config, values)
+    benchmark.run(config, Workdir(values.workdir), design, force=values.force, command=command)
+
+
 COMMANDS = {
     "run": Command("from preference pairs to one reward model per group", _define_run, _run),
     "score": Command("score texts with a reward model", _define_score, _score),
     "evaluate": Command("accuracy of a reward model on preference pairs", _define_evaluate, _evaluate),
     "export": Command("write a checkpoint as a Hugging Face folder", _define_export, _export),
+    "benchmark": Command("how much data SCPO saves against full finetuning", _define_benchmark, _benchmark),
     "propose": Command("which unlabelled pairs to have annotated next", _define_propose, _propose),
     "preflight": Command("compile a run for a TPU slice without one", _define_preflight, _preflight),
 }
@@ -237,8 +265,15 @@ def _parse(name: str, argv: Sequence[str]) -> flags.FlagValues | None:
 def _help(name: str, values: flags.FlagValues) -> str:
     """A line for every flag of a command; the keys of the config are documented in `configs/base.py`."""
     own = [values[flag] for flag in values if not flag.startswith("config.")]
-    lines = [f"  --{flag.name:11} {flag.help}" + (f" (default {flag.value})" if flag.value else "") for flag in own]
+    lines = [
+        f"  --{flag.name:11} {flag.help}" + (f" (default {_shown(flag.value)})" if flag.value else "") for flag in own
+    ]
     return "\n".join([f"scpo {name}: {COMMANDS[name].summary}", *lines])
+
+
+def _shown(value) -> str:
+    """A flag's value as it is given on the command line."""
+    return ",".join(value) if isinstance(value, list) else str(value)
 
 
 def _unknown_flag(name: str, values: flags.FlagValues, flag: str) -> str:

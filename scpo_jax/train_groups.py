@@ -1,6 +1,7 @@
 """The stages that train: the global reward model, and from it one per method and group."""
 
 import contextlib
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -96,10 +97,9 @@ class Trainer:
         self._mesh = sharding.make_mesh(config.mesh.group, config.mesh.data, config.mesh.model)
         self._programs, self._metrics, self._shapes = {}, logs.MetricsLog(workdir.root), None
 
-    def choose_shapes(self, chunks: list[list[Job]]) -> None:
+    def choose_shapes(self, lots: Sequence[Sequence[Training]]) -> None:
         """Settles on the shapes that the steps of all these trainings are packed in, so that few are compiled."""
-        trainings = [[job.training for job in jobs] for jobs in chunks]
-        self._shapes = train_reward.choose_shapes(trainings, self._mesh, self._start.model.width)
+        self._shapes = train_reward.choose_shapes(lots, self._mesh, self._start.model.width)
 
     def pairs(self, rows: list[dict], weights: np.ndarray) -> Pairs:
         """Encoded pairs of rows of the preference table."""
@@ -122,7 +122,7 @@ class Trainer:
                 continue
             pairs = job.training.pairs
             sample = [*pairs.chosen, *pairs.rejected][:: max(2 * len(pairs.weights) // STANDARDISED_ON, 1)]
-            scores = score.score_texts(self._score, trained.params, sample)
+            scores = self.scores(trained.params, sample)
             card = {"steps": trained.step, "score_mean": float(scores.mean()), "score_std": float(scores.std())}
             loaded = Loaded(self._start.model, trained.params, self._start.tokenizer, job.card | card)
             if distributed.is_writer():
@@ -154,14 +154,28 @@ class Trainer:
                     own[g](step, metrics)
                 progress.reach(step)
 
-            trained = train_reward.train(
-                program, self._start.params, trainings,
-                log=log, score_function=self._score, shapes=self._shapes, state=state, save_every=saving.every_steps,
-            )  # fmt: skip
+            trained = self.fit(trainings, log, state, saving.every_steps)
         progress.close()
         if state:
             state.close()
         return trained
+
+    def fit(
+        self,
+        trainings: Sequence[Training],
+        log: Callable[[int, int, dict], None],
+        state: TrainingState | None = None,
+        save_every: int = 0,
+    ) -> list[train_reward.Trained]:
+        """Trains RMs at once and writes no checkpoint; the arguments are those of `train_reward.train`."""
+        return train_reward.train(
+            self._program(trainings[0].options), self._start.params, trainings,
+            log=log, score_function=self._score, shapes=self._shapes, state=state, save_every=save_every,
+        )  # fmt: skip
+
+    def scores(self, params: dict, texts: Sequence[Text]) -> np.ndarray:
+        """Scores `[N]` float32 of texts by an RM with these parameters."""
+        return score.score_texts(self._score, params, texts)
 
     def _program(self, options: train_reward.Options) -> train_step.Program:
         key = tuple(program_settings(options).values())
@@ -224,7 +238,7 @@ def train(config, workdir: Workdir) -> None:
         jobs = [job for job in made if job]
         chunks += [jobs[first : first + at_once] for first in range(0, len(jobs), at_once)]
     if chunks:
-        trainer.choose_shapes(chunks)
+        trainer.choose_shapes([[job.training for job in jobs] for jobs in chunks])
     for jobs in chunks:
         trainer.produce(jobs)
     trainer.close()

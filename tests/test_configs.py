@@ -13,7 +13,9 @@ CONFIGS = sorted(path for path in FOLDER.glob("*.py") if path.name not in ("__in
 
 
 def test_there_are_configs():
-    assert {"demo.py", "prism_deberta.py", "global_opinions_minilm.py", "reference.py"} <= {p.name for p in CONFIGS}
+    assert {"demo.py", "benchmark_demo.py", "prism_deberta.py", "global_opinions_minilm.py", "reference.py"} <= {
+        p.name for p in CONFIGS
+    }
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -29,7 +31,8 @@ def test_a_config_has_the_keys_of_base_and_sound_values(path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_opens_with_its_command(path):
-    assert f"scpo run --config=configs/{path.name} --workdir=runs/" in path.read_text().split('"""')[1]
+    opening = path.read_text().split('"""')[1]
+    assert re.search(rf"scpo (run|benchmark) --config=configs/{path.name} --workdir=runs/", opening)
 
 
 def test_every_key_of_base_has_a_comment():

@@ -266,6 +266,7 @@ def test_help_and_version(capsys):
         ("evaluate", "--data"),
         ("export", "--checkpoint"),
         ("propose", "--budget"),
+        ("benchmark", "--fractions"),
     ):
         assert scpo(command, "--help") == 0
         out = capsys.readouterr().out
