@@ -86,7 +86,12 @@ def deal(trainings: Sequence[Training], mesh: Mesh) -> batches.Dealt:
 def choose_shapes(at_once: Sequence[Sequence[Training]], mesh: Mesh, width: int) -> np.ndarray:
     """The shapes `[n, 2]` that the steps of trainings, run one lot after the other, are packed in."""
     lengths = [deal(trainings, mesh).lengths for trainings in at_once]
-    return packing.choose_shapes(lengths, width, mesh.devices.flat[0].platform)
+    return packing.choose_shapes(lengths, width, platform_of(mesh))
+
+
+def platform_of(mesh: Mesh) -> str:
+    """Of the devices of a mesh: "cpu", "tpu", "gpu" or another."""
+    return mesh.devices.flat[0].platform
 
 
 def padded(groups: int, mesh: Mesh) -> int:
@@ -148,7 +153,7 @@ def train(
     """
     groups, pairs = padded(len(trainings), program.mesh), [t.pairs for t in trainings]
     shapes = choose_shapes([trainings], program.mesh, program.width) if shapes is None else shapes
-    plan = batches.plan(deal(trainings, program.mesh), program.width, shapes)
+    plan = batches.plan(deal(trainings, program.mesh), program.width, shapes, platform_of(program.mesh))
     rates, seeds = rates_of(trainings, groups), np.resize([t.options.seed for t in trainings], groups).astype(np.uint32)
     judges = [Validation(score_function, t.held_out) if t.held_out else None for t in trainings]
     live = start(program, params, groups, judges)

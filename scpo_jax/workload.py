@@ -176,7 +176,8 @@ def plan_training(name: str, material: Material, chunks: list[list[Training]], m
     """The shapes of the steps of trainings at once, in the shapes that all of these `chunks` share."""
     dealt, width = [train_reward.deal(trainings, mesh) for trainings in chunks], material.model.width
     shapes = train_reward.choose_shapes(chunks, mesh, width)
-    planned = np.concatenate([packing.assign(own.lengths, shapes, width) for own in dealt])
+    platform = train_reward.platform_of(mesh)
+    planned = np.concatenate([packing.assign(own.lengths, shapes, width, platform) for own in dealt])
     real, sets = sum(own.lengths.sum() for own in dealt), dealt[0].lengths.shape[1]
     steps = dict(sorted(Counter(map(tuple, planned.tolist())).items(), key=lambda item: -item[1]))
     validates = any(training.held_out for trainings in chunks for training in trainings)

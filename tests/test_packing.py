@@ -20,7 +20,7 @@ def texts_of(sizes, seed=0):
 
 
 def plan(lengths, width):
-    return packing.assign(lengths, packing.choose_shapes([lengths], width, "cpu"), width)
+    return packing.assign(lengths, packing.choose_shapes([lengths], width, "cpu"), width, "cpu")
 
 
 def packed(texts, width=64):
@@ -106,7 +106,7 @@ def test_few_shapes_and_little_padding(groups):
 def test_where_compiling_takes_longer_there_are_fewer_shapes():
     lengths, _ = steps_of(7)
     cpu, tpu = (packing.choose_shapes([lengths], 768, platform) for platform in ("cpu", "tpu"))
-    assert len(tpu) < len(cpu) and len(packing.assign(lengths, tpu, 768)) == len(lengths)
+    assert len(tpu) < len(cpu) and len(packing.assign(lengths, tpu, 768, "tpu")) == len(lengths)
 
 
 def test_trainings_share_their_shapes():
@@ -114,7 +114,7 @@ def test_trainings_share_their_shapes():
     parts = [lengths[:400, :2], lengths[400:]]
     shapes = packing.choose_shapes(parts, 768, "cpu")
     assert len(shapes) <= 6
-    planned = np.concatenate([packing.assign(part, shapes, 768) for part in parts])
+    planned = np.concatenate([packing.assign(part, shapes, 768, "cpu") for part in parts])
     assert {tuple(shape) for shape in planned} <= {tuple(shape) for shape in shapes}
     assert planned.prod(1).sum() < 1.05 * alone.prod(1).sum()
 
@@ -201,7 +201,7 @@ def test_every_step_of_a_plan_is_packed(shares):
         pairs.append(batches.Pairs(*sides, np.ones(size, np.float32), np.zeros(size, np.float32)))
         orders.append(order.shuffled(batches.lengths_of(pairs[-1]).sum(1), 16, seed, 200 - 50 * seed))
     dealt = batches.deal(pairs, orders, 3, shares)
-    plan = batches.plan(dealt, 48, packing.choose_shapes([dealt.lengths], 48, "cpu"))
+    plan = batches.plan(dealt, 48, packing.choose_shapes([dealt.lengths], 48, "cpu"), "cpu")
     for step, group, share in np.ndindex(plan.pairs.shape[:3]):
         batch = batches.batch_at(pairs, plan, step, group, share)
         assert np.sum(batch.texts.segment_ids > 0) == dealt.lengths[step].reshape(3, shares, -1)[group, share].sum()

@@ -74,9 +74,9 @@ def deal(pairs: Sequence[Pairs], orders: Sequence[np.ndarray], groups: int, shar
     return Dealt(indices, lengths.reshape(steps, groups * shares, -1))
 
 
-def plan(dealt: Dealt, width: int, shapes: np.ndarray) -> Plan:
+def plan(dealt: Dealt, width: int, shapes: np.ndarray, platform: str) -> Plan:
     """The plan of a training of a model of `width`, in the shapes that `packing.choose_shapes` chose for it."""
-    return Plan(dealt.pairs, packing.assign(dealt.lengths, shapes, width))
+    return Plan(dealt.pairs, packing.assign(dealt.lengths, shapes, width, platform))
 
 
 def batch_at(pairs: Sequence[Pairs], plan: Plan, step: int, group: int, share: int) -> PairBatch:

@@ -109,7 +109,8 @@ def train_ours(turns: Turns, job: Job) -> None:
     ones = np.ones(len(job.texts[0]), np.float32)
     pairs = [batches.Pairs(*map(our_texts, job.texts), ones, 0 * ones)]
     dealt = batches.deal(pairs, [job.order], 1, 1)
-    plan = batches.plan(dealt, model.width, packing.choose_shapes([dealt.lengths], model.width, "cpu"))
+    shapes = packing.choose_shapes([dealt.lengths], model.width, "cpu")
+    plan = batches.plan(dealt, model.width, shapes, "cpu")
     state = sharding.place(jax.tree.map(lambda leaf: np.asarray(leaf)[None], params), mesh, program.specs)
     state = state, program.init(state)
     rates, seeds = np.array([LEARNING_RATE], np.float32), np.array([0], np.uint32)
