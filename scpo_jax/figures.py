@@ -1,93 +1,14 @@
-"""Figures of a run, made of its reports; every one also makes sense without colour (shapes, hatches, numbers).
+"""Figures of a run, made of its reports; each makes sense without colour as well (shapes, hatches, numbers)."""
 
-Narrow, so that their letters are readable on a phone, and always drawn alike: no dates, no random names.
-"""
-
-import io
-import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-METHOD_COLOURS = (  # of Okabe and Ito (2008), told apart by the colour-blind; black is the global RM
-    "#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9",
-)  # fmt: skip
+from scpo_jax.drawing import MARKERS, METHOD_COLOURS, Picture, bars, colour, draw, label_rows, legend, shortened
+
 KEPT, DROPPED = "#0072b2", "#e0b07a"
-MARKERS = "os^Dv<>Pp*hX"
-WIDTH = 4.6  # inches
 MANY = 12  # groups: with more, figures pool them or leave out numbers
 BINS = 20  # of histograms
-OTHER_SCRIPTS = ("Noto Sans CJK JP", "Noto Sans Arabic", "Noto Sans Hebrew", "Noto Sans Devanagari", "Noto Sans Thai")
-
-
-class Picture(NamedTuple):
-    """A figure in the two forms that are written."""
-
-    name: str
-    alt: str  # what it shows, for those who do not see it
-    caption: str
-    svg: bytes
-    png: bytes
-
-
-def draw(name: str, alt: str, caption: str, plot, *data, height: float, columns: int = 1, panels: int = 1) -> Picture:
-    """Draws one figure: `plot(axes, *data)` fills a list of `panels` axes in `columns`, `height` inches each row."""
-    from matplotlib import font_manager, rc_context
-    from matplotlib.figure import Figure
-
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    style = {
-        "font.family": ["DejaVu Sans", *(font for font in OTHER_SCRIPTS if font in installed)],
-        "font.size": 10, "axes.titlesize": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-        "grid.color": "#dddddd", "axes.axisbelow": True, "legend.frameon": False, "legend.fontsize": 9,
-        "text.parse_math": False, "svg.fonttype": "none", "svg.hashsalt": "scpo",
-    }  # fmt: skip
-    rows = -(-panels // columns)
-    with rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure = Figure(figsize=(WIDTH, min(height * rows, 60)), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, sharex=panels > 1, sharey=panels > 1).ravel()
-        for spare in axes[panels:]:
-            spare.axis("off")
-        for axis in axes[max(0, panels - columns) : panels]:
-            axis.tick_params(labelbottom=True)
-        plot(list(axes[:panels]), *data)
-        written = []
-        for form, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 160})):
-            file = io.BytesIO()
-            figure.savefig(file, format=form, **options)
-            written.append(file.getvalue())
-    return Picture(name, alt, caption, *written)
-
-
-def colour(methods: Sequence[str], method: str) -> dict:
-    """Colour and marker of a method, the same in all figures."""
-    place = list(methods).index(method)
-    return {"color": METHOD_COLOURS[place % len(METHOD_COLOURS)], "marker": MARKERS[place % len(MARKERS)]}
-
-
-def label_rows(axis, names: Sequence[str]) -> None:
-    """Names from top to bottom at the y axis."""
-    axis.set_yticks(range(len(names)), [shortened(name) for name in names])
-    axis.set_ylim(len(names) - 0.4, -0.6)
-    axis.grid(axis="y", visible=False)
-
-
-def bars(axis, records: Sequence[dict | None], key: str, offset: float, **look) -> None:
-    """A point with its 95 % interval in every row that has one, in percent."""
-    known = [(place, record) for place, record in enumerate(records) if record and record[key] is not None]
-    if not known:
-        return
-    y = np.array([place for place, _ in known]) + offset
-    mean, low, high = (100 * np.array([record[name] for _, record in known]) for name in (key, "low", "high"))
-    axis.hlines(y, low, high, color=look["color"], linewidth=1.4)
-    axis.plot(mean, y, linestyle="", markersize=5, **look)
-
-
-def legend(axis, columns: int = 3) -> None:
-    """The legend above the plot."""
-    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2, handletextpad=0.2)
 
 
 def accuracy(report: dict) -> Picture:
@@ -266,7 +187,7 @@ def controls(report: dict) -> Picture | None:
 
 
 def pooled_bins(records: Sequence[dict]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean confidence and accuracy in percent, and pairs, in the bins of several calibrations together; no empty ones."""
+    """Mean confidence and accuracy in percent, and pairs, in the bins of several calibrations together."""
     cells = [[record["bins"][b] for record in records] for b in range(len(records[0]["bins"]))]
     cells = [[cell for cell in own if cell["n"]] for own in cells]
     cells = [own for own in cells if own]
@@ -357,8 +278,3 @@ def training(report: dict, curves: dict[str, dict[str, list[tuple[int, float]]]]
     alt = "Accuracy on the pairs of held-out training users against training steps, mean over groups, per method."
     caption = "Accuracy on held-out training users while training, mean over groups; of these steps one is kept."
     return draw("training", alt, caption, plot, parts, height=2.3, panels=len(parts))
-
-
-def shortened(name: str, most: int = 18) -> str:
-    """A name that fits beside a plot."""
-    return name if len(name) <= most else f"{name[: most - 1]}…"

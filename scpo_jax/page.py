@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from scpo_jax import figures, page_tables, tables
-from scpo_jax.figures import Picture
+from scpo_jax.drawing import Picture
 from scpo_jax.tables import spread
 from scpo_jax.workdir import Workdir
 
@@ -143,7 +143,7 @@ def answer(report: dict) -> list[str]:
         )
     bias, worst = report["excess_bias"].get(method, {}).get("mean"), report["worst_group"].get(method)
     if bias:
-        said.append(f"On the pairs of other groups they lose {spread(bias, sign=True)} points against the global RM.")
+        said.append(f"On the pairs of other groups they lose {spread(bias)} points against the global RM.")
     if worst:
         said.append(f"The worst-served group is {worst['group']} with {spread(worst)} %.")
     return said
@@ -165,7 +165,7 @@ def warnings(report: dict, guards: dict) -> list[str]:
 
 
 def training_curves(workdir: Workdir, methods: Sequence[str]) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Of `figures.CURVES` -> method -> (step, mean over the groups) from `metrics.jsonl`, where it has them."""
+    """Of `figures.CURVES` -> method -> (step, mean over groups) from `metrics.jsonl`, of steps that all have."""
     path, found = workdir.root / "metrics.jsonl", {name: {} for name in figures.CURVES}
     for line in path.read_text().splitlines() if path.exists() else ():
         row = json.loads(line)
@@ -175,7 +175,10 @@ def training_curves(workdir: Workdir, methods: Sequence[str]) -> dict[str, dict[
                 continue  # controls are judged by other groups' users
             found[name].setdefault(method, {}).setdefault(row["step"], []).append(row[name])
     return {
-        name: {method: [(step, float(np.mean(steps[step]))) for step in sorted(steps)] for method, steps in own.items()}
+        name: {
+            method: [(step, float(np.mean(steps[step]))) for step in sorted(steps) if len(steps[step]) == len(steps[0])]
+            for method, steps in own.items()
+        }
         for name, own in found.items()
     }
 

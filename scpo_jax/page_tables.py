@@ -115,7 +115,7 @@ def lowest_table(report: dict) -> Table | None:
         return None
     rows = [row for _, row in sorted(found.values(), key=lambda item: item[0])[:LOWEST]]
     note = (
-        f"The {len(rows)} lowest of {len(found)} communities with at least {metrics.FEW_USERS} test users, by change in "
+        f"The {len(rows)} lowest of {len(found)} communities of {metrics.FEW_USERS} or more test users by change, in "
         "points; the lowest of many are low by chance as well."
     )
     header = ["group", "field", "value", "users", "global", main, "change"]
