@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-METHOD_COLOURS = (  # of Okabe and Ito (2008), told apart by the colour-blind; black is the global RM
-    "#000000", "#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9",
+METHOD_COLOURS = (  # after Okabe and Ito (2008), as dark as needed for a contrast of 3; black is the global RM
+    "#000000", "#d55e00", "#0072b2", "#009e73", "#aa4499", "#997700", "#555555",
 )  # fmt: skip
 MARKERS = "os^Dv<>Pp*hX"
 WIDTH = 4.6  # inches

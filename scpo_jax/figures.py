@@ -58,7 +58,7 @@ def methods(report: dict) -> Picture | None:
 def panels_of(rows: Sequence[dict], groups: Sequence[str]) -> dict[str, list[dict]]:
     """title -> rows of each group, or of all groups together where they are many."""
     if len(groups) > MANY:
-        return {f"{len(groups)} groups": list(rows)}
+        return {f"{len(groups)} groups": list(rows)} if rows else {}
     found = {group: [row for row in rows if row["group"] == group] for group in groups}
     return {group: own for group, own in found.items() if own}
 
@@ -220,6 +220,9 @@ def reliability(report: dict) -> Picture | None:
     return draw("reliability", alt, caption, plot, parts, **size)
 
 
+BANDS = ("scpo", "full", "random_subset")  # more would hide each other; the table has all
+
+
 def benchmark(found: dict) -> Picture | None:
     """Accuracy against annotated and against trained pairs, of `reports/benchmark.json`; {} without it."""
     rules, axes_of = list(found.get("curves", {})), ("annotated", "trained")
@@ -232,7 +235,8 @@ def benchmark(found: dict) -> Picture | None:
                 look, x = colour(names, method), [point[pairs] for point in points]
                 y, low, high = ([100 * point["all"][key] for point in points] for key in ("accuracy", "low", "high"))
                 panel.plot(x, y, label=method, linewidth=1.2, markersize=4, **look)
-                panel.fill_between(x, low, high, color=look["color"], alpha=0.1, linewidth=0)
+                if method in BANDS:
+                    panel.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
             panel.axhline(100 * found["target"][rule]["accuracy"], color="#555555", linestyle="--", linewidth=1)
             panel.set_title(f"equal {rule}", loc="left")
             panel.set_xlabel(f"{pairs} pairs")
@@ -246,7 +250,7 @@ def benchmark(found: dict) -> Picture | None:
     from matplotlib.ticker import MaxNLocator
 
     alt = "Accuracy of every method against the pairs annotated and the pairs trained on; the table has what is needed."
-    caption = "Data efficiency, means over groups and seeds with 95 % bands. Dashed: full finetuning on all data."
+    caption = "Data efficiency, means over groups and seeds with some 95 % bands. Dashed: full, all data."
     size = {"height": 2.1, "columns": len(axes_of), "panels": len(rules) * len(axes_of)}
     return draw("benchmark", alt, caption, plot, found, **size)
 

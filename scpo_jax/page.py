@@ -7,8 +7,10 @@ import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
+from etils import epath
 
 from scpo_jax import figures, page_tables, tables
+from scpo_jax.data import preferences
 from scpo_jax.drawing import Picture
 from scpo_jax.tables import spread
 from scpo_jax.workdir import Workdir
@@ -18,14 +20,10 @@ CHARACTERS = 600  # of a text among the examples at most
 GROUPS_OF_EXAMPLES = 12  # shown; reports/examples.json has all
 
 
-def write(workdir: Workdir, report: dict, summary: dict, selection: Sequence[dict]) -> None:
-    """Writes `report.html` and `figures/*.png`.
-
-    Args:
-      report: of `reports/evaluation.json`.
-      summary: of `data/summary.json`.
-      selection: rows of `selection.parquet`.
-    """
+def write(workdir: Workdir) -> None:
+    """Writes `report.html` and `figures/*.png` of a workdir that has its reports."""
+    report, summary = read(workdir.reports / "evaluation.json"), read(workdir.summary)
+    selection = preferences.read_table(workdir.selection).to_pylist()
     folder = workdir.root / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     pictures = draw_all(workdir, report, selection)
@@ -117,9 +115,9 @@ def context(
     }
 
 
-def read(path, default: dict) -> dict:
-    """A report, or the default where a run has none."""
-    return json.loads(path.read_text()) if path.exists() else default
+def read(path: epath.Path, default: dict | None = None) -> dict:
+    """A report, or the default where a run has none and needs none."""
+    return default if default is not None and not path.exists() else json.loads(path.read_text())
 
 
 def answer(report: dict) -> list[str]:

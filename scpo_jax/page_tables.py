@@ -159,7 +159,7 @@ def guards_table(guards: dict) -> Table | None:
     rows = [
         [f["name"].replace("_", " "), f["level"], f"{f['count']} of {f['of']}", f["what"]] for f in guards["findings"]
     ]
-    return Table("Guards", "", ["guard", "finding", "count", "what"], rows) if rows else None
+    return Table("", "", ["guard", "finding", "count", "what"], rows) if rows else None
 
 
 def shallow_table(records: dict) -> Table | None:

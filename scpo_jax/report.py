@@ -17,17 +17,21 @@ def write(config, workdir: Workdir) -> None:
     text = markdown(config.data.source, report, summary, selection)
     (workdir.reports / "summary.md").write_text(text)
     print(text)
-    page.write(workdir, report, summary, selection)
+    page.write(workdir)
 
 
 def markdown(source: str, report: dict, summary: dict, selection: Sequence[dict]) -> str:
     """The summary of a run."""
     parts = [f"# {source}: one reward model per group", tables.few_users_line(report)]
-    parts += [table(tables.headline_table(report, selection)), verdict_lines(report), table(tables.gain_table(report))]
-    parts += [table(tables.paired_table(report)), table(tables.fairness_table(report))]
-    parts += [table(tables.accuracy_table(report, which)) for which in ("all", "agreed", "edited")]
-    parts += [table(tables.majority_table(report)), table(tables.baseline_table(report))]
-    parts += [table(tables.data_table(summary))]
+    parts += [
+        section(tables.headline_table(report, selection)),
+        verdict_lines(report),
+        section(tables.gain_table(report)),
+    ]
+    parts += [section(tables.paired_table(report)), section(tables.fairness_table(report))]
+    parts += [section(tables.accuracy_table(report, which)) for which in ("all", "agreed", "edited")]
+    parts += [section(tables.majority_table(report)), section(tables.baseline_table(report))]
+    parts += [section(tables.data_table(summary))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -39,15 +43,19 @@ def verdict_lines(report: dict) -> str:
     return f"## Culture or data set?\n\n{tables.verdict_note(report)}\n\n{sentences}"
 
 
-def table(content: Table | None) -> str:
-    """A table in Markdown, padded so that it also reads well on a terminal; "" for None."""
+def section(content: Table | None) -> str:
+    """A table with its title and note in Markdown; "" for None."""
     if content is None:
         return ""
-    cells = [[str(cell) for cell in row] for row in [content.header, *content.rows]]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(content.header))]
+    parts = [f"## {content.title}" if content.title else "", content.note, table(content.header, content.rows)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
+    """A Markdown table, padded so that it also reads well on a terminal."""
+    cells = [[str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
     ]
-    lines = [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
-    parts = [f"## {content.title}" if content.title else "", content.note, "\n".join(lines)]
-    return "\n\n".join(part for part in parts if part)
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
