@@ -9,7 +9,7 @@ import pytest
 
 from scpo_jax import drawing, figures, page, page_tables
 from scpo_jax.workdir import Workdir
-from tests.run_helpers import GROUPS
+from tests.run_helpers import GROUPS, scpo
 
 VOID = {"meta", "img", "br", "link", "input"}
 
@@ -124,6 +124,14 @@ def test_a_run_without_methods_has_a_page(copy):
     page.write(Workdir(copy.workdir))
     found = read(copy)
     assert "Whom it hurts" not in found.text and "Calibration" in found.text and len(found.all("img")) == 4
+
+
+def test_a_benchmark_is_shown(copy):
+    flags = ("--fractions=0.5,1", "--seeds=0", "--methods=full")
+    assert scpo("benchmark", f"--config={copy.config}", f"--workdir={copy.workdir}", *flags) == 0
+    found = read(copy)
+    assert "Data efficiency" in found.text and "annotated pairs needed" in found.text
+    assert (copy.workdir / "figures" / "benchmark.png").exists()
 
 
 def test_many_groups_and_strange_names():
