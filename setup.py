@@ -17,6 +17,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=["scpo_jax", "scpo_jax.data", "scpo_jax.models", "scpo_jax.configs"],
+    package_data={"scpo_jax": ["templates/*"]},
     package_dir={"scpo_jax": "scpo_jax", "scpo_jax.configs": "configs"},
     entry_points={"console_scripts": ["scpo = scpo_jax.main:console"]},
     install_requires=[
@@ -27,6 +28,8 @@ setup(
         "flax>=0.12.8",
         "huggingface_hub",
         "jax>=0.10.2",
+        "jinja2",
+        "matplotlib>=3.7",
         "ml-collections>=1.0",
         "numpy>=2.0",
         "optax>=0.2.5",

@@ -44,7 +44,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scpo_jax import benchmark_cells, benchmark_tables, configuration, efficiency, logs, pipeline, scpo, stages
+from scpo_jax import benchmark_cells, benchmark_tables, configuration, efficiency, logs, page, pipeline, scpo, stages
 from scpo_jax.benchmark_cells import ANNOTATION, COUNTS
 from scpo_jax.data import preferences
 from scpo_jax.data.fields import listing
@@ -53,7 +53,7 @@ from scpo_jax.errors import InputError
 from scpo_jax.evaluate import with_global
 from scpo_jax.scored_pairs import SUBSETS, GroupPairs, test_pairs
 from scpo_jax.train_groups import Trainer
-from scpo_jax.workdir import Workdir, check_place, digest
+from scpo_jax.workdir import Workdir, check_place, digest, finished
 
 ALWAYS = ("full", "random_subset")  # the target, and what a filter has to beat
 METHODS = ("full", "scpo", "filter_only", "weight_only", "random_subset", "uncertain", "trim", *ANNOTATION)
@@ -129,6 +129,8 @@ def run(config, workdir: Workdir, design: Design, *, force: bool = False, comman
         workdir.write_json(workdir.reports / "benchmark.json", report)
         text = benchmark_tables.text(report)
         (workdir.reports / "benchmark.md").write_text(text)
+    if finished(workdir.record(), "report"):
+        page.write(workdir)
     print(text)
     logs.say(f"benchmark: {time.monotonic() - started:.0f} s")
 

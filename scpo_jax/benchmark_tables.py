@@ -1,7 +1,8 @@
 """What `scpo benchmark` found, for people: the tables of `reports/benchmark.md` and of the terminal."""
 
 from scpo_jax.efficiency import AXES, MARGIN
-from scpo_jax.report import percent, spread, table
+from scpo_jax.report import table
+from scpo_jax.tables import percent, spread
 
 
 def text(report: dict) -> str:

@@ -1,28 +1,54 @@
-"""What a run found, for people: tables on the terminal and in `reports/summary.md`."""
+"""The report stage: what a run found, as a summary in Markdown (on the terminal too) and as a page with figures."""
 
 import json
 from collections.abc import Sequence
 
-from scpo_jax import metrics
+from scpo_jax import page, tables
 from scpo_jax.data import preferences
+from scpo_jax.tables import Table
 from scpo_jax.workdir import Workdir
 
 
 def write(config, workdir: Workdir) -> None:
-    """Writes `reports/summary.md` and prints it."""
+    """Writes `reports/summary.md`, which it prints, `report.html` and `figures/`."""
     report = json.loads((workdir.reports / "evaluation.json").read_text())
     summary = json.loads(workdir.summary.read_text())
     selection = preferences.read_table(workdir.selection).to_pylist()
-    parts = [f"# {config.data.source}: one reward model per group"]
-    parts += [few_users_line(report), headline_table(report, selection), verdict_lines(report)]
-    parts += [gain_lines(report), paired_table(report), fairness_table(report)]
-    parts += [accuracy_table(report, "all", "Accuracy on all test pairs, percent")]
-    parts += [accuracy_table(report, "agreed", "Accuracy on the agreed pairs (the global RM was right), percent")]
-    parts += [accuracy_table(report, "edited", "Accuracy on the edited pairs (the global RM was wrong), percent")]
-    parts += [majority_lines(report), baseline_table(report), data_lines(summary)]
-    text = "\n\n".join(part for part in parts if part) + "\n"
+    text = markdown(config.data.source, report, summary, selection)
     (workdir.reports / "summary.md").write_text(text)
     print(text)
+    page.write(workdir)
+
+
+def markdown(source: str, report: dict, summary: dict, selection: Sequence[dict]) -> str:
+    """The summary of a run."""
+    parts = [f"# {source}: one reward model per group", tables.few_users_line(report)]
+    parts += [
+        section(tables.headline_table(report, selection)),
+        verdict_lines(report),
+        section(tables.gain_table(report)),
+    ]
+    parts += [section(tables.paired_table(report)), section(tables.fairness_table(report))]
+    parts += [section(tables.accuracy_table(report, which)) for which in ("all", "agreed", "edited")]
+    parts += [section(tables.majority_table(report)), section(tables.baseline_table(report))]
+    parts += [section(tables.data_table(summary))]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def verdict_lines(report: dict) -> str:
+    """What the control runs say, a sentence a group."""
+    if not report["verdict"]:
+        return ""
+    sentences = "\n".join(f"- {sentence}" for sentence in report["controls"]["sentences"].values())
+    return f"## Culture or data set?\n\n{tables.verdict_note(report)}\n\n{sentences}"
+
+
+def section(content: Table | None) -> str:
+    """A table with its title and note in Markdown; "" for None."""
+    if content is None:
+        return ""
+    parts = [f"## {content.title}" if content.title else "", content.note, table(content.header, content.rows)]
+    return "\n\n".join(part for part in parts if part)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
@@ -33,185 +59,3 @@ def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
     ]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
-
-
-def percent(value: float | None, sign: bool = False) -> str:
-    """A fraction in percent; "-" for none."""
-    return "-" if value is None else f"{100 * value:{'+' if sign else ''}.1f}"
-
-
-def spread(record: dict | None, sign: bool = False) -> str:
-    """An estimate with its 95 % interval."""
-    if record is None:
-        return "-"
-    estimate = record["accuracy"] if "accuracy" in record else record["difference"]
-    if estimate is None:
-        return "-"
-    return f"{percent(estimate, sign)} [{percent(record['low'], sign)}, {percent(record['high'], sign)}]"
-
-
-def few_users_line(report: dict) -> str:
-    """Warns of groups whose intervals are too narrow."""
-    users = ", ".join(f"{group} ({report['test_users'][group]})" for group in report["too_few_users"])
-    return users and f"Fewer than {metrics.FEW_USERS} test users, so the interval is too narrow: {users}."
-
-
-def headline_table(report: dict, selection: Sequence[dict]) -> str:
-    """Per group: training pairs, share kept, accuracy before and after the main method, difference; macro average."""
-    method = report["paired"]["method"]
-    gains = report["paired"]["against"].get("global", {"groups": {}, "mean": None})
-    train = [row for row in selection if row["split"] == "train"]
-    after = report["methods"].get(method, {})
-    rows = []
-    for group in report["groups"]:
-        kept = [row["keep"] for row in train if row["group"] == group]
-        records = [report["methods"]["global"][group]["all"], after[group]["all"] if group in after else None]
-        gain = gains["groups"].get(group)
-        rows.append([group, len(kept), share_of(kept), *map(spread, records), spread(gain, sign=True)])
-    if report["macro"]["global"]["all"]:
-        kept = [row["keep"] for row in train]
-        means = [report["macro"][name]["all"] if name else None for name in ("global", method)]
-        rows.append(["mean", len(kept), share_of(kept), *map(spread, means), spread(gains["mean"], sign=True)])
-    return table(["group", "train pairs", "kept %", "start", method or "after", "difference"], rows)
-
-
-def share_of(flags: Sequence[bool]) -> str:
-    """Share of the flags that are set, in percent."""
-    return percent(sum(flags) / len(flags)) if flags else "-"
-
-
-def verdict_lines(report: dict) -> str:
-    """What the control runs say, a sentence a group."""
-    if not report["verdict"]:
-        return ""
-    sentences = "\n".join(f"- {sentence}" for sentence in report["controls"]["sentences"].values())
-    note = (
-        f"The RMs of {report['controls']['method']} against those trained on as many pairs of all groups, and of "
-        "another group. p-values are one-sided and corrected by Holm over the groups; claims at 5 %."
-    )
-    return f"## Culture or data set?\n\n{note}\n\n{sentences}"
-
-
-def paired_table(report: dict) -> str:
-    """The main method against every other one, on the same resamples."""
-    method, rivals = report["paired"]["method"], report["paired"]["against"]
-    rows = [
-        [name, spread(own["mean"], sign=True), f"{own['mean']['p']:.3f}"] for name, own in rivals.items() if own["mean"]
-    ]
-    title = f"## {method} against the others\n\nPoints of accuracy on all test pairs, mean over groups."
-    return f"{title}\n\n" + table(["against", "difference", "p"], rows) if rows else ""
-
-
-def fairness_table(report: dict) -> str:
-    """Per method: what its RMs cost other groups, the group it serves worst; mean flips and calibration over groups."""
-    rows = []
-    for method in report["methods"]:
-        bias, worst = report["excess_bias"].get(method), report["worst_group"][method]
-        if worst is None:
-            continue
-        flips = [own["mean"] for own in report["flips"].get(method, {}).values()]
-        calibration = [own["ece"] for own in report["calibration"][method].values()]
-        rows.append([
-            method, spread(bias["mean"] if bias else None, sign=True), f"{worst['group']} {spread(worst)}",
-            *(percent(sum(own) / len(own)) if own else "-" for own in (flips, calibration)),
-        ])  # fmt: skip
-    if not rows:
-        return ""
-    note = (
-        "Excess bias: accuracy that a group's RM loses on the pairs of the other groups, against the global RM, in "
-        "points. Flips: pairs on which just one of RM and global RM is right. ECE: expected calibration error of "
-        "sigmoid((R+ - R-) / T), T fitted on training users."
-    )
-    header = ["method", "excess bias", "worst group", "flips %", "ECE %"]
-    return f"## Whom it hurts, and how sure it is\n\n{note}\n\n" + table(header, rows)
-
-
-NOISE = (
-    "Last row: the accuracy that noise alone would give the global RM, Gaussian on every text's score and as large as "
-    "the standard deviation of the method's change of scores."
-)
-
-
-def accuracy_table(report: dict, which: str, title: str) -> str:
-    """Groups by methods, with the truth of the simulated world as the last column."""
-    methods = list(report["methods"])
-    bayes = report.get("bayes") if which in ("all", "agreed") else None
-    rows = []
-    for group in report["groups"]:
-        cells = [percent(report["methods"][method].get(group, {}).get(which, {}).get("accuracy")) for method in methods]
-        rows.append([group, *cells, *([percent(bayes[group].get(which))] if bayes else [])])
-    macro = [spread(report["macro"][method][which]) for method in methods]
-    rows.append(["mean", *macro, *([spread(report["macro_bayes"][which])] if bayes else [])])
-    if which == "edited":
-        rows.append(["global RM + noise", *(spread(report["macro_noise"].get(method)) for method in methods)])
-    note = f"{NOISE}\n\n" if which == "edited" else ""
-    return f"## {title}\n\n{note}" + table(["group", *methods, *(["truth (Bayes)"] if bayes else [])], rows)
-
-
-def gain_lines(report: dict) -> str:
-    """Mean gain of each method over the global RM with its interval."""
-    rows = []
-    for method, gains in report["gain"].items():
-        gap = report.get("agreed_gap_to_truth", {}).get(method)
-        rows.append(
-            [
-                method,
-                *(spread(gains[which], sign=True) for which in ("all", "edited", "agreed")),
-                spread(gap, sign=True),
-            ]
-        )
-    if not rows:
-        return ""
-    header = ["method", "all pairs", "edited", "agreed", "truth - method on agreed"]
-    if "agreed_gap_to_truth" not in report:
-        header, rows = header[:-1], [row[:-1] for row in rows]
-    note = (
-        "## Gain over the global RM\n\nPoints of accuracy, mean over groups, 95 % interval of a bootstrap over users."
-    )
-    return f"{note}\n\n" + table(header, rows)
-
-
-def majority_lines(report: dict) -> str:
-    """How close the global RM comes to the truth where it was trained."""
-    if not report.get("majority"):
-        return ""
-    rows = []
-    for group, record in report["majority"].items():
-        accuracy, bayes = record["global"]["accuracy"], record["bayes"]
-        rows.append([group, spread(record["global"]), percent(bayes), percent(accuracy / bayes)])
-    return "## The global RM on test users of its own countries\n\n" + table(
-        ["group", "accuracy", "truth (Bayes)", "share of truth"], rows
-    )
-
-
-def baseline_table(report: dict) -> str:
-    """GlobalOpinionQA: what the option text alone gives, and accuracy where the countries' orders differ."""
-    if "baselines" not in report:
-        return ""
-    methods = list(report["methods"])
-    text, contested = report["baselines"]["option_text"], report["baselines"]["contested"]
-    rows = [
-        [
-            group,
-            percent(text[group]["accuracy"]),
-            contested[group]["global"]["n"],
-            *(percent(contested[group].get(method, {}).get("accuracy")) for method in [*methods, "option_text"]),
-        ]
-        for group in report["groups"]
-    ]
-    header = [
-        "group",
-        "option text, all pairs",
-        "contested pairs",
-        *(f"{m}, contested" for m in [*methods, "option text"]),
-    ]
-    note = (
-        "Contested: pairs whose order differs between countries. Option text: the win rate of that string in training."
-    )
-    return f"## Baselines of GlobalOpinionQA\n\n{note}\n\n" + table(header, rows)
-
-
-def data_lines(summary: dict) -> str:
-    """What was dropped or is worth knowing of the data."""
-    counted = {**summary["dropped"], **summary["counted"], "texts cut to max_length": summary["cut_texts"]}
-    return "## Data\n\n" + table(["what", "count"], [[key.replace("_", " "), value] for key, value in counted.items()])

@@ -160,7 +160,7 @@ def train(
     first, live = state.restore(live) if state else (0, live)
     if not first:
         for g, correct in live["best_correct"].items():
-            log(int(g), 0, {"validation_accuracy": float(correct.mean())})
+            log(int(g), 0, validation_metrics(correct, correct))
     pending = None
     for k in range(first, len(plan.pairs)):
         batch = sharding.shares_of(functools.partial(batches.batch_at, pairs, plan, k), program.mesh, groups)
@@ -197,7 +197,7 @@ def start(program: train_step.Program, params: dict, groups: int, judges: Sequen
     correct = {str(g): judge.correct(params) for g, judge in enumerate(judges) if judge}
     best = jax.tree.map(jnp.copy, stacked) if correct else {}
     live = {"params": stacked, "opt_state": program.init(stacked), "best": best}
-    return live | {"best_step": np.zeros(groups, np.int32), "best_correct": correct}
+    return live | {"best_step": np.zeros(groups, np.int32), "best_correct": correct, "first_correct": correct}
 
 
 def bytes_held(program: train_step.Program, params: dict, trainings: Sequence[Training]) -> int:
@@ -257,16 +257,16 @@ def _replaced(best: dict, new: dict, group: jax.Array) -> dict:
     return jax.tree.map(lambda old, new: jnp.where(of_group(old, group), new, old), best, new)
 
 
-def log_step(log: Callable, step: int, metrics: dict, rates: np.ndarray, validation: dict[int, float]) -> None:
+def log_step(log: Callable, step: int, metrics: dict, rates: np.ndarray, validation: dict[int, dict]) -> None:
     """Logs a step of every group in training; waits for the device."""
     metrics = jax.device_get(metrics)
     for g in np.flatnonzero(rates >= 0):
         own = {name: float(values[g]) for name, values in metrics.items()} | {"learning_rate": float(rates[g])}
-        log(int(g), step, own | ({"validation_accuracy": validation[g]} if g in validation else {}))
+        log(int(g), step, own | validation.get(int(g), {}))
 
 
-def keep_best(live: dict, group: int, step: int, judge: Validation, mesh: Mesh) -> float:
-    """Judges a group's parameters after `step` steps, keeps them if clearly better than its best; their accuracy.
+def keep_best(live: dict, group: int, step: int, judge: Validation, mesh: Mesh) -> dict:
+    """Judges a group's parameters after `step` steps, keeps them if clearly better than its best; their metrics.
 
     Every process gets the same scores and so decides the same.
     """
@@ -275,4 +275,16 @@ def keep_best(live: dict, group: int, step: int, judge: Validation, mesh: Mesh) 
         live["best"] = _replaced(live["best"], live["params"], sharding.place(np.int32(group), mesh, P()))
         live["best_step"] = np.where(np.arange(len(live["best_step"])) == group, np.int32(step), live["best_step"])
         live["best_correct"] = live["best_correct"] | {str(group): correct}
-    return float(correct.mean())
+    return validation_metrics(correct, live["first_correct"][str(group)])
+
+
+def validation_metrics(correct: np.ndarray, first: np.ndarray) -> dict[str, float]:
+    """Accuracy on held-out pairs: on all, on those that were right before the first step, and on the others.
+
+    Trainings start from the global RM, so these are the agreed pairs and the edited ones (with ties).
+
+    Args:
+      correct, first: of `Validation.correct`, now and before the first step, `[N]`.
+    """
+    parts = {"accuracy": correct, "agreed": correct[first > 0], "edited": correct[first == 0]}
+    return {f"validation_{name}": float(own.mean()) for name, own in parts.items() if len(own)}

@@ -136,6 +136,14 @@ def test_validation_keeps_the_best_step(program, params, score_function):
     assert list(accuracies) == [0, 5, 10, 15, 20] and accuracies[20] < accuracies[0]
 
 
+def test_validation_tells_agreed_from_edited_pairs():
+    first, now = np.float32([1, 1, 1, 0, 0]), np.float32([1, 0, 1, 1, 0])
+    found = train_reward.validation_metrics(now, first)
+    expected = {"validation_accuracy": 0.6, "validation_agreed": 2 / 3, "validation_edited": 0.5}
+    assert found == pytest.approx(expected)
+    assert "validation_edited" not in train_reward.validation_metrics(now, np.ones(5, np.float32))
+
+
 def test_dropout_differs_by_step_and_repeats_by_seed(program, params):
     pairs = some_pairs(4)
     first, second, other = (

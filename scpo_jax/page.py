@@ -1,0 +1,225 @@
+"""`report.html`: all that a run found on one page that needs neither network nor script; texts of users are escaped."""
+
+import base64
+import json
+import pathlib
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+
+from scpo_jax import figures, page_tables, tables
+from scpo_jax.data import preferences
+from scpo_jax.drawing import Picture
+from scpo_jax.tables import spread
+from scpo_jax.workdir import Workdir
+
+TEMPLATES = pathlib.Path(__file__).parent / "templates"
+CHARACTERS = 600  # of a text among the examples at most
+GROUPS_OF_EXAMPLES = 12  # shown; reports/examples.json has all
+
+
+def write(workdir: Workdir) -> None:
+    """Writes `report.html` and `figures/*.png` of a workdir that has its reports."""
+    report, summary = read(workdir.reports / "evaluation.json"), read(workdir.summary)
+    selection = preferences.read_table(workdir.selection).to_pylist()
+    folder = workdir.root / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = draw_all(workdir, report, selection)
+    for path in folder.glob("*.png"):
+        if path.stem not in pictures:
+            path.unlink()
+    for name, picture in pictures.items():
+        (folder / f"{name}.png").write_bytes(picture.png)
+    html = render(context(workdir, report, summary, selection, pictures))
+    (workdir.root / "report.html").write_text(html, encoding="utf-8")
+
+
+def draw_all(workdir: Workdir, report: dict, selection: Sequence[dict]) -> dict[str, Picture]:
+    """name -> figure, of those for which there are data."""
+    groups = report["groups"]
+    drawn = [
+        figures.accuracy(report) if groups else None,
+        figures.methods(report),
+        figures.kept(selection, groups),
+        figures.weights(selection, groups),
+        figures.controls(report),
+        figures.trade_off(report),
+        figures.heat_map(report),
+        figures.reliability(report),
+        figures.training(report, training_curves(workdir, list(report["methods"]))),
+        figures.benchmark(read(workdir.reports / "benchmark.json", {})),
+    ]
+    return {picture.name: picture for picture in drawn if picture}
+
+
+def render(values: dict) -> str:
+    """The page; everything but the style is escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["data"] = lambda picture: base64.b64encode(picture.svg).decode()
+    return environment.get_template("report.html").render(values)
+
+
+def context(
+    workdir: Workdir, report: dict, summary: dict, selection: Sequence[dict], pictures: dict[str, Picture]
+) -> dict:
+    """What the template shows."""
+    record, guards = workdir.record(), read(workdir.guards, {"findings": [], "baselines": {}})
+    examples = read(workdir.reports / "examples.json", {})
+    steered = [*(group for group in report["groups"] if group in examples),
+               *(group for group in examples if group not in report["groups"])]  # fmt: skip
+    return {
+        "source": record["config"]["data.source"],
+        "main": report["paired"]["method"],
+        "pictures": pictures,
+        "answer": answer(report),
+        "warnings": warnings(report, guards),
+        "sentences": list(report["controls"].get("sentences", {}).values()),
+        "verdict_note": tables.verdict_note(report),
+        "headline": tables.headline_table(report, selection),
+        "selection": page_tables.selection_table(report, selection),
+        "calibrated": page_tables.calibrated_table(read(workdir.calibration, {})),
+        "accuracies": [tables.accuracy_table(report, which) for which in ("all", "agreed", "edited")],
+        "gain": tables.gain_table(report),
+        "paired": tables.paired_table(report),
+        "weight": page_tables.weight_table(report, record["config"]),
+        "controls": page_tables.controls_table(report),
+        "fairness": tables.fairness_table(report) if report["paired"]["method"] else None,
+        "bias": page_tables.bias_table(report),
+        "lowest": page_tables.lowest_table(report),
+        "fields": page_tables.fields_table(report),
+        "errors": page_tables.calibration_table(report),
+        "majority": tables.majority_table(report),
+        "baselines": tables.baseline_table(report),
+        "examples": [example_lists(group, examples[group]) for group in steered[:GROUPS_OF_EXAMPLES]],
+        "more_examples": max(0, len(steered) - GROUPS_OF_EXAMPLES),
+        "benchmark": page_tables.benchmark_tables(read(workdir.reports / "benchmark.json", {})),
+        "guards": page_tables.guards_table(guards),
+        "shallow": page_tables.shallow_table(guards["baselines"]),
+        "data": tables.data_table(summary),
+        "config": page_tables.config_table(record["config"]),
+        "environment": page_tables.environment_table(record["environment"]),
+        "commit": record["environment"]["commit"],
+        "seconds": page_tables.seconds_table(record),
+        "command": record["command"],
+        "seed": record["config"]["seed"],
+    }
+
+
+def read(path: epath.Path, default: dict | None = None) -> dict:
+    """A report, or the default where a run has none and needs none."""
+    return default if default is not None and not path.exists() else json.loads(path.read_text())
+
+
+def answer(report: dict) -> list[str]:
+    """The findings in a few sentences."""
+    method, said = report["paired"]["method"], []
+    gain = report["gain"].get(method, {}).get("all")
+    if gain:
+        said.append(
+            f"On the test pairs of its own group an RM of {method} differs from the global RM by "
+            f"{spread(gain, sign=True)} points of accuracy, mean over {counted(gain['groups'], 'group')}."
+        )
+    random = report["paired"]["against"].get("random_subset", {}).get("mean")
+    if random:
+        said.append(f"Against a random subset of the same size: {spread(random, sign=True)} points.")
+    if report["verdict"]:
+        verdicts = list(report["verdict"].values())
+        said.append(
+            f"Culture is shown for {verdicts.count('culture')} of {counted(len(verdicts), 'group')}; for "
+            f"{verdicts.count('data_set_only')} something that may be the data set's alone, for "
+            f"{verdicts.count('none')} nothing."
+        )
+    bias, worst = report["excess_bias"].get(method, {}).get("mean"), report["worst_group"].get(method)
+    if bias:
+        said.append(f"On the pairs of other groups they lose {spread(bias)} points against the global RM.")
+    if worst:
+        said.append(f"The worst-served group is {worst['group']} with {spread(worst)} %.")
+    return said
+
+
+def counted(number: int, what: str) -> str:
+    """ "1 group", "2 groups"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def warnings(report: dict, guards: dict) -> list[str]:
+    """What a reader has to know before the numbers."""
+    found = [tables.few_users_line(report)] if report["too_few_users"] else []
+    return found + [
+        f"{f['name'].replace('_', ' ')} ({f['level']}): {f['count']} of {f['of']} {f['what']}."
+        for f in guards["findings"]
+        if f["level"] != "ok"
+    ]
+
+
+def training_curves(workdir: Workdir, methods: Sequence[str]) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Of `figures.CURVES` -> method -> (step, mean over groups) from `metrics.jsonl`, of steps that all have."""
+    path, found = workdir.root / "metrics.jsonl", {name: {} for name in figures.CURVES}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        row = json.loads(line)
+        for name in found.keys() & row.keys():
+            method = row["training"].split("/")[0]
+            if method not in methods or "/" not in row["training"]:
+                continue  # controls are judged by other groups' users
+            found[name].setdefault(method, {}).setdefault(row["step"], []).append(row[name])
+    return {
+        name: {
+            method: [(step, float(np.mean(steps[step]))) for step in sorted(steps) if len(steps[step]) == len(steps[0])]
+            for method, steps in own.items()
+        }
+        for name, own in found.items()
+    }
+
+
+def example_lists(group: str, lists: dict[str, list[dict]]) -> dict:
+    """The examples of a group for the template; a pair that is nearest to several places is shown once."""
+    titles = {
+        "retained": "Retained pairs nearest to a global probability",
+        "filtered": "Filtered pairs nearest to a global probability",
+        "weights": "Pairs nearest to a weight",
+    }
+    shown = []
+    for name, title in titles.items():
+        pairs = {}
+        for row in lists[name]:
+            pairs.setdefault(row["pair_id"], row | {"places": []})["places"].append(f"{row['place']:g}")
+        shown.append({"title": title, "pairs": [example(row) for row in pairs.values()]})
+    return {"group": group, "lists": shown}
+
+
+def example(row: dict) -> dict:
+    """A pair for the template; prompts keep their end, where the question stands."""
+    prompt = row["prompt"] if len(row["prompt"]) <= CHARACTERS else "…" + row["prompt"][-CHARACTERS:]
+    sides = [
+        {
+            "side": side,
+            "text": row[side] if len(row[side]) <= CHARACTERS else row[side][:CHARACTERS] + "…",
+            "reward": f"{row[f'ref_{side}']:.2f}",
+            "score": "" if row[f"score_{side}"] is None else f"{row[f'score_{side}']:g}",
+            "direction": direction(row[side]),
+        }
+        for side in ("chosen", "rejected")
+    ]
+    numbers = {
+        "p": f"{row['p_global']:.3f}",
+        "weight": f"{row['weight']:.3f}",
+        "pair_id": row["pair_id"],
+        "direction": direction(row["prompt"]),
+    }
+    return {"places": ", ".join(row["places"]), "prompt": prompt, "sides": sides, **numbers}
+
+
+def direction(text: str) -> str:
+    """Writing direction of most letters of a text; one foreign name at its start does not turn it."""
+    kinds = [unicodedata.bidirectional(letter) for letter in text]
+    return "rtl" if sum(kind in ("R", "AL") for kind in kinds) > kinds.count("L") else "ltr"
