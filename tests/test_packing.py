@@ -109,6 +109,18 @@ def test_where_compiling_takes_longer_there_are_fewer_shapes():
     assert len(tpu) < len(cpu) and len(packing.assign(lengths, tpu, 768, "tpu")) == len(lengths)
 
 
+def test_one_long_text_does_not_limit_the_rows_of_other_steps():
+    lengths = np.full((50, 1, 16), 60)
+    lengths[0, 0, 0] = 480  # this step fills three rows at most, the others sixteen
+    assert max(packing.rows_worth_trying(lengths.max(2)[:, 0], lengths.sum(2)[:, 0], 64, "cpu")) > 3
+
+
+def test_rows_on_a_cpu_stay_in_its_cache():
+    lengths = np.full((50, 1, 16), 126)
+    assert (packing.assign(lengths, np.array([[4, 512], [6, 384]]), 768, "cpu") == [6, 384]).all()
+    assert (packing.assign(lengths, np.array([[4, 512], [6, 384]]), 768, "tpu") == [4, 512]).all()
+
+
 def test_trainings_share_their_shapes():
     lengths, alone = steps_of(3)
     parts = [lengths[:400, :2], lengths[400:]]

@@ -16,9 +16,8 @@ from scpo_jax.models.module import TextBatch
 
 MOST_SHAPES = 6  # programs compiled for one training at most
 COMPILATION, COMPILATION_ON_CPU = 100, 4  # a further program has to save the work of so many steps
-CACHED_LENGTH = (
-    448  # T * T float32 in 1 MiB; DeBERTa-base's step on 2,100 tokens takes 1.5 times as long at 528 as at 432
-)
+# T * T float32 in 1 MiB; DeBERTa-base's step takes 1.5 times as long for a token in rows of 528 as of 432
+CACHED_LENGTH = 448
 
 
 def balance(lengths: np.ndarray, rows: int) -> np.ndarray:
@@ -61,8 +60,8 @@ def longest_rows(lengths: np.ndarray, rows: int) -> np.ndarray:
 def work(rows, row_length, width: int, platform: str):
     """What rows of T tokens cost a transformer of `width` D: T (1 + T / 4D) each.
 
-    Attention takes T / 6D of the products of the linear maps, and more time than these for each; on a "cpu" more than
-    twice as much where a head's scores do not fit in the cache of a core.
+    Attention takes T / 6D of the products of the linear maps, and more time than these for each; on a "cpu" twice as
+    much again where a head's scores do not fit in the cache of a core.
     """
     slow = np.where((platform == "cpu") & (np.asarray(row_length) > CACHED_LENGTH), 2, 1)
     return rows * row_length * (1 + slow * row_length / (4 * width))
