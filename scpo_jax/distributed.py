@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -19,6 +20,7 @@ from scpo_jax.errors import InputError
 SECONDS_TO_MEET = 300  # until all processes have been started
 SECONDS_AT_BARRIER = 3600  # longer than process 0 works alone while the others wait
 SECONDS_TO_HEAR = 10  # until all processes know that one has failed
+SECONDS_TO_LEAVE = 3  # until a process that knows it has left: jax aborts one that outlives process 0
 END = "scpo/end"  # key under which a process says that, and why, all have to end
 
 
@@ -204,13 +206,14 @@ def _watch() -> None:
 
 
 def _leave_together(code: int) -> None:
-    """Ends this process; process 0, through which the others hear of it, after they have."""
+    """Ends this process; process 0, through which the others hear of it, after they have ended."""
     heard = f"{END} heard/"
     try:
         _here.client.key_value_set(f"{heard}{_here.index}", "")
         if is_writer():
             for i in range(1, _here.count):
                 _here.client.blocking_key_value_get(f"{heard}{i}", 1000 * SECONDS_TO_HEAR)
+            time.sleep(SECONDS_TO_LEAVE)
     except RuntimeError:  # one of them hears nothing any more
         pass
     _leave("", code)

@@ -183,9 +183,14 @@ def test_scores_of_two_processes(world, tmp_path):
 
 
 def test_who_is_missing_at_a_barrier():
-    (code, told), _ = both(module_name="tests.test_distributed")
+    (code, told), _ = both("late", module_name="tests.test_distributed")
     assert code == 1
     assert "waited 1 s for all 2 processes at 'a meeting': process 1 did not come\n" in told
+
+
+def test_a_process_that_leaves_slowly_is_not_aborted():
+    """jax aborts a process that sees process 0 end before it."""
+    assert [code for code, _ in both("slow", module_name="tests.test_distributed")] == [2, 2]
 
 
 @pytest.mark.parametrize(
@@ -227,10 +232,16 @@ def test_steps_of_several_devices(devices, tokens):
     assert 1000 / 8 <= score.tokens_of_batch(1000, 8, 8192) <= 256
 
 
-def main() -> int:
-    """Comes too late to a meeting, as process 1."""
-    named = dict(argument.removeprefix("--").split("=") for argument in sys.argv[1:])
+def main() -> None:
+    """Process 1 comes too late to a meeting, or is slow to leave after both have failed."""
+    scene, *flags = sys.argv[1:]
+    named = dict(flag.removeprefix("--").split("=") for flag in flags)
     distributed.initialize(named["coordinator"], 2, int(named["process"]), 60)
+    if scene == "slow":
+        if not distributed.is_writer():
+            leave = distributed._leave
+            distributed._leave = lambda *arguments: (time.sleep(distributed.SECONDS_TO_LEAVE / 2), leave(*arguments))
+        distributed.fail("error: both", 2)
     if distributed.is_writer():
         with pytest.raises(distributed.PeerError) as caught:
             distributed.barrier("a meeting", 1)
