@@ -61,8 +61,10 @@ def test_all_contenders_take_their_turns_on_a_tiny_geometry(tmp_path):
     output = tmp_path / "x.json"
     subprocess.run([*command, "--vocab_size=300", f"--output={output}"], check=True, env=os.environ, timeout=600)
     found = json.loads(output.read_text())
-    assert set(found["training"]) == {"ours", "trl", "trl tuned", "padded"}
-    assert set(found["scoring"]) == {"ours", "eager"}
+    assert set(found["training"]) == {"ours", "trl", "trl tuned", "padded", "products"}
+    assert set(found["scoring"]) == {"ours", "eager", "products"}
     assert found["largest_difference_of_scores"] < 1e-5
     own, peer, padded = (found["training"][name]["padding"] for name in ("ours", "trl", "padded"))
-    assert own < peer < padded
+    assert own < peer < padded and found["training"]["products"]["padding"] == 0
+    for kind in ("training", "scoring"):
+        assert found[kind]["ours"]["per_second"] < found[kind]["products"]["per_second"], kind

@@ -5,6 +5,7 @@ They import their library themselves: torch's memory is not to count as ours.
 
 import ctypes
 import functools
+import json
 import pathlib
 import resource
 import time
@@ -245,6 +246,39 @@ def train_padded(turns: Turns, job: Job) -> None:
         turns.start()
         step(order[own[0]])
         turns.end(PAIRS, tokens_of(job, order[own[0]]), computed.take())
+
+
+def products(turns: Turns, job: Job) -> None:
+    """A bound: the matrix products of the linear maps for the texts' tokens, and nothing else.
+
+    Of all layers but the last, which needs few tokens; three times where a gradient is taken. The best float32 product
+    of this machine (XLA's and torch's are alike) has these sizes: one with more to do is slower.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    config = json.loads((pathlib.Path(job.folder) / "config.json").read_text())
+    width, inner, training = config["hidden_size"], config["intermediate_size"], len(job.texts) == 2
+    maps = [jnp.ones(shape, jnp.float32) for shape in (*4 * [(width, width)], (width, inner), (inner, width))]
+    times = (config["num_hidden_layers"] - 1) * (3 if training else 1)
+    product = jax.jit(jnp.matmul)
+
+    def compute(tokens: int) -> None:
+        x, wide = (jnp.ones((tokens, size), jnp.float32) for size in (width, inner))
+        for _ in range(times):
+            for kernel in maps:
+                jax.block_until_ready(product(wide if len(kernel) == inner else x, kernel))
+
+    tokens = [
+        tokens_of(job, job.order[own]) if training else sum(len(job.texts[0][i]) for i in own) for own in job.turns
+    ]
+    turns.ready()
+    for own, count in zip(job.turns, tokens, strict=True):
+        turns.begin()
+        compute(count)
+        turns.start()
+        compute(count)
+        turns.end(PAIRS * len(own) if training else len(own), count, count)
 
 
 def padded(texts: list[np.ndarray], length: int) -> dict:

@@ -9,9 +9,10 @@ in float32 and with dropout: gradient checkpointing, padding to the longest text
 without gradient checkpointing and with a step's pairs in two halves, which need less padding; "padded" the reference's
 way, every text padded to 512, in two halves for want of memory: one step a turn, since it takes minutes. Scoring:
 "ours" against transformers ("eager") in batches of 8 texts in file order, both on distinct texts only; how often the
-pairs repeat their texts is reported apart. Start-up, compilation and the first step of a turn do not count. Each
-contender has its own process, so that its peak memory is its own, and only one computes at a time, on the same cores,
-glibc's memory in huge pages for all. CPU only.
+pairs repeat their texts is reported apart. "products" is a bound: the matrix products of the linear maps for the texts'
+tokens, without attention, norms, optimizer or padding. Start-up, compilation and the first step of a turn do not count.
+Each contender has its own process, so that its peak memory is its own, and only one computes at a time, on the same
+cores, glibc's memory in huge pages for all. CPU only.
 
 Texts are tokenised by MiniLM's tokenizer and their ids folded into the vocabulary, so that lengths are real. Without
 `--data` they are random words at PRISM's quantiles of length.
@@ -42,7 +43,7 @@ GEOMETRY = {
     "pooler_hidden_size": 768, "pooler_hidden_act": "gelu", "pooler_dropout": 0.0, "id2label": {"0": "LABEL_0"},
 }  # fmt: skip
 TINY = {
-    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
     "pooler_hidden_size": 32,
 }  # fmt: skip
 QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1), (8, 32, 72, 105, 177, 235, 270, 310, 512)  # tokens
@@ -174,6 +175,7 @@ def main(arguments: list[str] | None = None) -> dict:
                 "trl": contenders.train_trl,
                 "trl tuned": functools.partial(contenders.train_trl, tuned=True),
                 "padded": contenders.train_padded,
+                "products": contenders.products,
             }
             names = {name: function for name, function in names.items() if name not in flags.skip}
             turns = spread(flags.rounds, flags.steps, len(chosen) // contenders.PAIRS)
@@ -184,10 +186,10 @@ def main(arguments: list[str] | None = None) -> dict:
         if "scoring" not in flags.skip:
             texts = distinct(every)
             job = contenders.Job(folder, (texts,), spread(flags.rounds, flags.texts, len(texts)), flags.threads)
-            names = {"ours": contenders.score_ours, "eager": contenders.score_eager}
+            names = {"ours": contenders.score_ours, "eager": contenders.score_eager, "products": contenders.products}
             measured = alternate(names, job, flags.rounds)
             found["scoring"] = {name: summary(turns, measured["ours"]) for name, turns in measured.items()}
-            scores = [np.concatenate([turn["scores"] for turn in measured[name]]) for name in names]
+            scores = [np.concatenate([turn["scores"] for turn in measured[name]]) for name in ("ours", "eager")]
             found["largest_difference_of_scores"] = float(np.abs(scores[0] - scores[1]).max())
             print(table("scoring", "texts", found["scoring"]), flush=True)
     print(f"vocabulary {flags.vocab_size}, {flags.threads} threads; to score each distinct text once saves another")
