@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-WINDOW = 32  # steps among which an epoch's pairs are exchanged, so that the steps have about equally many tokens
+WINDOW = 128  # steps among which an epoch's pairs are exchanged, so that the steps have about equally many tokens
 
 
 def shuffled(lengths: np.ndarray, batch_size: int, seed: int, steps: int) -> np.ndarray:
