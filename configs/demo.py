@@ -16,8 +16,8 @@ def get_config():
     config.seed = 1
     config.data.source = "simulated"
     config.data.groups = ("Chile", "South Africa", "New Zealand", "Australia", "Mexico", "Israel", "Canada")
-    config.data.test_size = 0.2
-    config.data.simulated.users_per_group = 500
+    config.data.test_size = 0.3  # 180 users of a country test, whom a verdict needs, 420 train
+    config.data.simulated.users_per_group = 600
     config.model.max_length = 128
     config.model.scratch.hidden_size = 48
     config.model.scratch.num_hidden_layers = 1
