@@ -9,6 +9,7 @@ from scpo_jax import guards, score, tokens
 from scpo_jax.data import chat, encoding
 from scpo_jax.data.preferences import as_text
 from scpo_jax.errors import InputError
+from scpo_jax.models import hf
 from tests import chat_helpers as helpers
 from tests.test_guards import WORDS, honest
 
@@ -128,6 +129,14 @@ def test_a_template_that_refuses_gives_one_line():
 def test_a_tokenizer_without_an_end_is_refused():
     with pytest.raises(InputError, match="no end token"):
         encode(tokenizer(eos_token=None), "w1", "w2")
+
+
+@pytest.mark.parametrize("template", [helpers.QWEN, {"default": helpers.QWEN, "tool_use": "another"}])
+def test_the_template_travels_with_the_tokenizer(template, tmp_path):
+    hf.save_tokenizer(tokenizer(template), tmp_path)
+    assert hf.load_tokenizer(tmp_path).chat_template == helpers.QWEN
+    written = {path.name for path in tmp_path.iterdir() if "template" in path.name}
+    assert "chat_template.jinja" in written and "chat_template.jinja" in hf.SMALL_FILES
 
 
 def test_causal_models_have_no_reference_format():

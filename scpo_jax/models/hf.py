@@ -26,6 +26,7 @@ VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", *SENTENCEPIECE_
 TORCH_FILES = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
 SMALL_FILES = (
     *("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt"),
+    "chat_template.jinja",
     *VOCABULARY_FILES,
 )
 HUB_FILES = (*SMALL_FILES, "model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
@@ -132,7 +133,10 @@ def saved_config(model: module.RewardModel) -> dict:
 
 
 def load_tokenizer(folder):
-    """The tokenizer of a folder, also where it exists only as a sentencepiece model. Raises InputError."""
+    """The tokenizer of a folder, also where it exists only as a sentencepiece model. Raises InputError.
+
+    Of several chat templates it keeps the one named "default".
+    """
     folder = pathlib.Path(folder)
     # transformers makes an empty tokenizer of a folder without vocabulary and says nothing
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
@@ -140,9 +144,12 @@ def load_tokenizer(folder):
     import transformers  # slow to import, and not needed for scores of token ids
 
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a broken file surfaces as almost any type
         raise InputError(f"{folder}: the tokenizer cannot be loaded: {weights.first_line(error)}") from error
+    if isinstance(tokenizer.chat_template, dict):
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
+    return tokenizer
 
 
 def save_tokenizer(tokenizer, folder) -> None:
