@@ -113,7 +113,7 @@ def model() -> ConfigDict:
     config.fresh_head = False  # draw a new score head for a model that has none
     config.max_length = 512  # tokens of prompt and response together
     config.dtype = "float32"  # compute type, float32 or bfloat16; parameters and scores are float32
-    config.encoding = "pair"  # pair, or reference: the authors' two text formats, for parity
+    config.encoding = "pair"  # pair (of causal models the conversation), or reference: the authors' two formats
     config.scratch = ConfigDict()  # a BERT with random weights and a tokenizer trained on the training texts
     config.scratch.vocab_size = 2048  # most frequent words kept; any other falls apart into characters
     config.scratch.hidden_size = 64  # width of a token

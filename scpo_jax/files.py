@@ -9,7 +9,8 @@ import numpy as np
 
 from scpo_jax import distributed, logs, metrics, scored_pairs
 from scpo_jax.data import fields, jsonl, records
-from scpo_jax.data.preferences import render_messages
+from scpo_jax.data.encoding import Prompt
+from scpo_jax.data.preferences import prompt_of
 from scpo_jax.errors import InputError
 from scpo_jax.judge import Judge
 from scpo_jax.workdir import Workdir, check_place, digest
@@ -69,17 +70,16 @@ def read_rows(source: str, flag: str = "--input") -> list[tuple[str, dict]]:
     return rows
 
 
-def _texts(row: dict, where: str) -> list[tuple[str, str]]:
+def _texts(row: dict, where: str) -> list[tuple[Prompt, str]]:
     """(prompt, response) of the one response, or of chosen and rejected."""
     if "chosen" in row or "rejected" in row:
         prompt, *responses = jsonl.pair_texts(row, {name: name for name in jsonl.NAMES}, where)
     else:
         prompt, responses = jsonl.prompt(row, "prompt", where), [fields.text(row, "response", where)]
-    rendered = prompt if isinstance(prompt, str) else render_messages(prompt)
-    return [(rendered, response) for response in responses]
+    return [(prompt, response) for response in responses]
 
 
-def _score_rows(judge: Judge, texts: Sequence[list[tuple[str, str]]], rows: Sequence[dict]) -> list[dict]:
+def _score_rows(judge: Judge, texts: Sequence[list[tuple[Prompt, str]]], rows: Sequence[dict]) -> list[dict]:
     """The score fields of rows."""
     flat = [(*text, str(row.get("group") or "")) for own, row in zip(texts, rows, strict=True) for text in own]
     scores = iter(judge.score(*zip(*flat, strict=True)).tolist())
@@ -164,7 +164,7 @@ def evaluate_file(judge: Judge, data: str, output: str) -> None:
 def _margins(judge: Judge, rows: Sequence[dict], group: str) -> np.ndarray:
     """R+ - R- of pairs by the RM of a group, `[B]`."""
     scores = [
-        judge.score([row["prompt"] for row in rows], [row[side] for row in rows], [group] * len(rows))
+        judge.score([prompt_of(row) for row in rows], [row[side] for row in rows], [group] * len(rows))
         for side in ("chosen", "rejected")
     ]
     return scores[0] - scores[1]

@@ -10,7 +10,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from scpo_jax import baselines, logs, score
+from scpo_jax.data import chat, encoding
 from scpo_jax.data.encoding import Text
 from scpo_jax.errors import InputError
 from scpo_jax.workdir import Workdir
@@ -39,20 +42,25 @@ class Finding(NamedTuple):
     what: str  # one line: what was found, and what to do if it is not ok
 
 
-def check(rows: Sequence[dict], tokenizer, texts: dict[str, Text]) -> tuple[list[Finding], dict]:
+def check(rows: Sequence[dict], tokenizer, texts: dict[str, Text], form: str) -> tuple[list[Finding], dict]:
     """(findings of all guards, accuracy records of the baselines) of a table of preferences.
 
     Args:
       rows: of the table, with their splits.
       texts: text key -> encoded text, as it is scored.
+      form: how it was encoded, see `encoding.form`.
     """
+    if form == "chat":
+        marks = conversation_marks(tokenizer, texts.values(), any(row.get("messages") for row in rows))
+    else:
+        marks = special_tokens(tokenizer, texts.values())
     records = baselines.records(rows)
     findings = [
         users_in_both_splits(rows),
         pairs_in_both_splits(rows),
         texts_in_both_splits(rows),
         templates(rows),
-        special_tokens(tokenizer, texts.values()),
+        marks,
         pad_token(tokenizer),
         truncation(rows, texts),
         *(predicted(name, record) for name, record in records.items()),
@@ -147,6 +155,28 @@ def special_tokens(tokenizer, texts: Iterable[Text]) -> Finding:
     broken = sum(any((text.input_ids == number).sum() != count for number, count in expected.items()) for text in texts)
     what = "texts have special tokens written in them, or lack them: remove markers such as '[SEP]' from the data"
     return _finding("special_tokens", broken > BROKEN_TEXTS * len(texts), broken > 0, broken, len(texts), what)
+
+
+def conversation_marks(tokenizer, texts: Iterable[Text], turns: bool) -> Finding:
+    """As `special_tokens` for the conversations of causal models: one BOS token, and an end token after the response.
+
+    With `turns`, prompts of several messages, how many marks a text has is not looked at, nor where it was cut.
+    """
+    pattern = encoding.encode_for_scoring(tokenizer, ["a"], ["b"], 512, "chat")[0].input_ids
+    bos, special = tokenizer.bos_token_id, list(chat.special_ids(tokenizer))
+    marked = np.isin(pattern, special)
+    end, texts = pattern[marked.nonzero()[0][-1] :], list(texts)
+    if (pattern == bos).sum() > 1:
+        what = "texts have the bos token twice: mend the chat template"
+        return _finding("special_tokens", True, True, len(texts), len(texts), what)
+
+    def whole(ids: np.ndarray, cut: int) -> bool:
+        framed = (ids == bos).sum() == (pattern == bos).sum() and np.array_equal(ids[-len(end) :], end)
+        return framed and (turns or cut > 0 or np.isin(ids, special).sum() == marked.sum())
+
+    count = sum(not whole(text.input_ids, text.cut) for text in texts)
+    what = f"texts have special tokens written in them, or lack them: remove markers such as {tokenizer.eos_token!r}"
+    return _finding("special_tokens", count > BROKEN_TEXTS * len(texts), count > 0, count, len(texts), what)
 
 
 def pad_token(tokenizer) -> Finding:

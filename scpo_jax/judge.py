@@ -11,6 +11,7 @@ from etils import epath
 from scpo_jax import checkpoint, logs, score, workdir
 from scpo_jax.checkpoint import Loaded
 from scpo_jax.data import encoding
+from scpo_jax.data.encoding import Prompt
 from scpo_jax.errors import InputError
 from scpo_jax.models import hf
 from scpo_jax.score import ScoreFunction
@@ -25,15 +26,14 @@ class Scorer(NamedTuple):
     loaded: Loaded
     function: ScoreFunction
 
-    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
         """Scores `[N]` float32; equal texts are scored once."""
         texts = score.distinct_texts((prompts, responses))
         if not texts:
             return np.zeros(0, np.float32)
         card = self.loaded.card
-        encoded = encoding.encode_for_scoring(
-            self.loaded.tokenizer, *zip(*texts.values(), strict=True), card["max_length"], card["encoding"]
-        )
+        how = card["max_length"], encoding.form(self.loaded.model.reads, card["encoding"])
+        encoded = encoding.encode_for_scoring(self.loaded.tokenizer, *zip(*texts.values(), strict=True), *how)
         score.check_length(encoded, self.loaded.model)
         known = dict(zip(texts, score.score_texts(self.function, self.loaded.params, encoded), strict=True))
         keys = [score.text_key(p, r) for p, r in zip(prompts, responses, strict=True)]
@@ -66,7 +66,7 @@ class Judge:
             self._current = group, self._scorer(checkpoint.load(self.groups[group]))
         return self._current[1]
 
-    def score(self, prompts: Sequence[str], responses: Sequence[str], groups: Sequence[str]) -> np.ndarray:
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str], groups: Sequence[str]) -> np.ndarray:
         """Scores `[N]` float32 of texts, each by the RM of its group."""
         scores = np.zeros(len(prompts), np.float32)
         owners = np.array([group if group in self.groups else "" for group in groups])

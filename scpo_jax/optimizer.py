@@ -45,9 +45,9 @@ def descend(params, updates, learning_rate):
 
 
 def freeze_score_bias(gradients: dict) -> dict:
-    """Gradients with that of the score head's bias set to 0.
+    """Gradients with that of the score head's bias, if it has one, set to 0.
 
     A pairwise loss does not depend on the bias: its gradient is rounding noise, which Adam would turn into steps.
     """
     head = gradients["score"]
-    return {**gradients, "score": {**head, "bias": jnp.zeros_like(head["bias"])}}
+    return {**gradients, "score": {name: jnp.zeros_like(g) if name == "bias" else g for name, g in head.items()}}

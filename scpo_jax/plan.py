@@ -63,9 +63,11 @@ def estimate(config, rows: list[dict], steered: list[str], tokenizer: pathlib.Pa
     """Mean tokens of a text, and the seconds of each stage that computes much."""
     loaded = hf.load_tokenizer(tokenizer)
     sample = rows[:: max(len(rows) // SAMPLE, 1)]
-    prompts, responses = ([row[key] for row in sample] for key in ("prompt", "chosen"))
-    texts = encoding.encode_for_scoring(loaded, prompts, responses, config.model.max_length, "pair")
-    per_text = seconds_per_text(structure(config, loaded), texts, config.model.dtype)
+    texts = [(preferences.prompt_of(row), row["chosen"]) for row in sample]
+    model = structure(config, loaded)
+    form = encoding.form(model.reads, "pair")
+    texts = encoding.encode_for_scoring(loaded, *zip(*texts, strict=True), config.model.max_length, form)
+    per_text = seconds_per_text(model, texts, config.model.dtype)
     own = [row for row in rows if row["group"] in steered]
     test = len(tokens.texts_of([row for row in own if row["split"] == "test"]))
     methods, names = len(config.scpo.methods), len(config.scpo.methods) + len(config.controls)

@@ -13,7 +13,8 @@ import numpy as np
 
 from scpo_jax import distributed, files, logs, scpo
 from scpo_jax.data import fields, jsonl
-from scpo_jax.data.preferences import render_messages
+from scpo_jax.data.encoding import Prompt
+from scpo_jax.data.preferences import as_text
 from scpo_jax.errors import InputError
 from scpo_jax.judge import Judge
 
@@ -26,7 +27,7 @@ class Pair(NamedTuple):
     """An unlabelled pair."""
 
     row: dict  # as in the file
-    prompt: str
+    prompt: Prompt
     responses: tuple[str, str]
     group: str
 
@@ -50,6 +51,7 @@ def propose_file(judge: Judge, source: str, output: str, budget: int, per_prompt
         logs.say(f"propose: {len(rows) - len(pairs)} of {len(rows)} pairs have empty, equal or repeated responses")
     prompts, groups = [pair.prompt for pair in pairs], [pair.group for pair in pairs]
     scores = [judge.score(prompts, [pair.responses[side] for pair in pairs], groups) for side in (0, 1)]
+    prompts = [as_text(prompt) for prompt in prompts]
     chosen = rank(scores[0] - scores[1], prompts, budget, per_prompt)
     if distributed.is_writer():
         probability = scpo.global_probability(*scores)
@@ -62,9 +64,8 @@ def _pair(row: dict, where: str) -> Pair:
     names = next((names for names in SIDES if any(name in row for name in names)), SIDES[0])
     columns = {name: name for name in jsonl.NAMES} | dict(zip(("chosen", "rejected"), names, strict=True))
     prompt, *responses = jsonl.pair_texts(row, columns, where)
-    rendered = prompt if isinstance(prompt, str) else render_messages(prompt)
     group = fields.group_value(row, "group", where) or ""
-    return Pair(row, rendered, tuple(responses), group)
+    return Pair(row, prompt, tuple(responses), group)
 
 
 def usable(pairs: Sequence[Pair]) -> list[Pair]:
@@ -72,7 +73,7 @@ def usable(pairs: Sequence[Pair]) -> list[Pair]:
     once = {}
     for pair in pairs:
         if all(response.strip() for response in pair.responses) and len(set(pair.responses)) == 2:
-            once.setdefault((pair.group, pair.prompt, frozenset(pair.responses)), pair)
+            once.setdefault((pair.group, as_text(pair.prompt), frozenset(pair.responses)), pair)
     return list(once.values())
 
 

@@ -12,8 +12,9 @@ from jax.sharding import PartitionSpec as P
 
 from scpo_jax import distributed
 from scpo_jax.data import packing
-from scpo_jax.data.encoding import Text
+from scpo_jax.data.encoding import Prompt, Text
 from scpo_jax.data.packing import Batch
+from scpo_jax.data.preferences import as_text
 from scpo_jax.errors import InputError
 from scpo_jax.models.module import RewardModel, TextBatch
 
@@ -21,13 +22,14 @@ TOKENS_PER_BATCH = 8192  # R * T of a scoring batch; bounds memory, large enough
 VALUES_IN_CACHE = 2**21  # of a hidden state; DeBERTa-base scores 15 % more tokens a second at 2048 a batch than at 8192
 
 
-def text_key(prompt: str, response: str) -> str:
+def text_key(prompt: Prompt, response: str) -> str:
     """Name of a text in score files: 32 hex digits of the SHA-256 of prompt and response."""
+    prompt = as_text(prompt)
     digest = hashlib.sha256(f"{len(prompt)}:{prompt}{response}".encode())
     return digest.hexdigest()[:32]
 
 
-def distinct_texts(*columns: tuple[Sequence[str], Sequence[str]]) -> dict[str, tuple[str, str]]:
+def distinct_texts(*columns: tuple[Sequence[Prompt], Sequence[str]]) -> dict[str, tuple[Prompt, str]]:
     """text key -> (prompt, response) of every distinct text of (prompts, responses) columns, in order of appearance."""
     return {text_key(p, r): (p, r) for prompts, responses in columns for p, r in zip(prompts, responses, strict=True)}
 

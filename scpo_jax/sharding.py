@@ -25,7 +25,7 @@ AXES = ("group", "data", "model")
 RULES = (
     (r"layers/.*output/kernel$", P("group", None, "model", "data")),  # [G, L, in, out]
     (r"layers/.*kernel$", P("group", None, "data", "model")),  # [G, L, in, out]
-    (r"layers/.*(query|key|value|input)/bias$", P("group", None, "model")),  # [G, L, out]
+    (r"layers/.*(query|key|value|gate|input)/bias$", P("group", None, "model")),  # [G, L, out]
     (r"embedding$", P("group", None, "data")),  # [G, V, D]
     (r"pooler/kernel$", P("group", "data")),  # [G, D, D]
     (r"", P("group")),

@@ -88,11 +88,14 @@ def prepare(config, workdir: Workdir) -> None:
     with tempfile.TemporaryDirectory() as world:
         source = read_source(config, epath.Path(world))
         table, split, summary = split_source(config, source)
-        tokenizer = make_tokenizer(config, table)
-        encoded = tokens.encode_all(config, tokenizer, table.to_pylist())
+        tokenizer, reads = make_tokenizer(config, table)
+        if reads == "last" and not tokenizer.chat_template:
+            logs.say("prepare: the tokenizer has no chat template: texts are prompt, empty line, response, end token")
+        encoded = tokens.encode_all(config, tokenizer, reads, table.to_pylist())
         cut = sum(text.cut > 0 for text in encoded[tokens.name_of(config, training=True)].values())
         summary |= {"known_groups": sorted(source.groups), "cut_texts": cut}
-        found = guards.check(table.to_pylist(), tokenizer, encoded[tokens.name_of(config, training=False)])
+        scored = encoded[tokens.name_of(config, training=False)]
+        found = guards.check(table.to_pylist(), tokenizer, scored, encoding.form(reads, config.model.encoding))
         guards.report(workdir, *found, config.allow)
         for file in epath.Path(world).iterdir():
             workdir.simulated.mkdir(parents=True, exist_ok=True)
@@ -127,13 +130,14 @@ def check_group_names(config, existing: list[str]) -> None:
     preferences.check_groups(named_groups(config), existing)
 
 
-def make_tokenizer(config, table: pa.Table):
-    """The model's tokenizer; for a model from scratch one made of the training texts."""
+def make_tokenizer(config, table: pa.Table) -> tuple:
+    """The model's tokenizer and which token of a text it reads; from scratch one made of the training texts."""
     if config.model.name_or_path:
-        return load_start(config).tokenizer
+        start = load_start(config)
+        return start.tokenizer, start.model.reads
     rows = table.filter(pa.compute.equal(table["split"], "train")).to_pydict()
     texts = [*rows["prompt"], *rows["chosen"], *rows["rejected"]]
-    return vocabulary.make_tokenizer(texts, config.model.scratch.vocab_size, config.model.max_length)
+    return vocabulary.make_tokenizer(texts, config.model.scratch.vocab_size, config.model.max_length), "first"
 
 
 def load_start(config) -> Loaded:

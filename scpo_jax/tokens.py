@@ -7,31 +7,35 @@ import pyarrow as pa
 
 from scpo_jax import score
 from scpo_jax.data import encoding, preferences
-from scpo_jax.data.encoding import Text
+from scpo_jax.data.encoding import Prompt, Text
 from scpo_jax.workdir import Workdir
 
 
-def texts_of(rows: list[dict]) -> dict[str, tuple[str, str]]:
+def texts_of(rows: list[dict]) -> dict[str, tuple[Prompt, str]]:
     """text key -> (prompt, response) of both sides of pairs."""
-    prompts = [row["prompt"] for row in rows]
+    prompts = [preferences.prompt_of(row) for row in rows]
     sides = [(prompts, [row[side] for row in rows]) for side in ("chosen", "rejected")]
     return score.distinct_texts(*sides)
 
 
-def encode(config, tokenizer, texts: dict[str, tuple[str, str]], training: bool) -> dict[str, Text]:
-    """text key -> encoded text, as it is trained on or as it is scored."""
+def encode(config, tokenizer, reads: str, texts: dict[str, tuple[Prompt, str]], training: bool) -> dict[str, Text]:
+    """text key -> encoded text, as it is trained on or as it is scored by a model that `reads` "first" or "last"."""
     if not texts:
         return {}
     prompts, responses = zip(*texts.values(), strict=True)
+    form = encoding.form(reads, config.model.encoding)
     function = encoding.encode_for_training if training else encoding.encode_for_scoring
-    encoded = function(tokenizer, prompts, responses, config.model.max_length, config.model.encoding)
+    encoded = function(tokenizer, prompts, responses, config.model.max_length, form)
     return dict(zip(texts, encoded, strict=True))
 
 
-def encode_all(config, tokenizer, rows: list[dict]) -> dict[str, dict[str, Text]]:
+def encode_all(config, tokenizer, reads: str, rows: list[dict]) -> dict[str, dict[str, Text]]:
     """File name -> text key -> encoded text, of all texts of pairs: one file unless training encodes in its own way."""
     texts = texts_of(rows)
-    return {name_of(config, own): encode(config, tokenizer, texts, own) for own in (True, False)[: 1 + differs(config)]}
+    return {
+        name_of(config, own): encode(config, tokenizer, reads, texts, own)
+        for own in (True, False)[: 1 + differs(config)]
+    }
 
 
 def differs(config) -> bool:

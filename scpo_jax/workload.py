@@ -88,8 +88,8 @@ def from_data(config, folder) -> Material:
     with tempfile.TemporaryDirectory() as world:
         table, _, _ = stages.split_source(config, stages.read_source(config, epath.Path(world)))
     tokenizer = hf.load_tokenizer(folder) if folder else make_tokenizer(config, table)
-    rows = table.to_pylist()
-    texts = tokens.encode(config, tokenizer, tokens.texts_of(rows), training=True)
+    model, rows = structure(config, folder, tokenizer), table.to_pylist()
+    texts = tokens.encode(config, tokenizer, model.reads, tokens.texts_of(rows), training=True)
     trainings = []
     for group in stages.steered_groups(config, table):
         options = train_reward.options_from(config, group)
@@ -102,15 +102,16 @@ def from_data(config, folder) -> Material:
     own = [row for row in rows if row["split"] == "train" and (not majority or row["group"] in majority)]
     options = train_reward.global_options_from(config)
     training = Training("global", with_equal_weights(own, texts), options) if config.global_rm.train else None
-    scored = tokens.encode(config, tokenizer, tokens.texts_of(stages.scored_rows(config, table)), training=False)
+    wanted = tokens.texts_of(stages.scored_rows(config, table))
+    scored = tokens.encode(config, tokenizer, model.reads, wanted, training=False)
     sizes = [len(text.input_ids) for text in scored.values()]
-    return Material(structure(config, folder, tokenizer), trainings, training, sizes, "the data")
+    return Material(model, trainings, training, sizes, "the data")
 
 
 def make_tokenizer(config, table):
     """The tokenizer of a checkpoint, or for a model from scratch one made of the training texts."""
     name = config.model.name_or_path
-    return checkpoint.load(name).tokenizer if name else stages.make_tokenizer(config, table)
+    return checkpoint.load(name).tokenizer if name else stages.make_tokenizer(config, table)[0]
 
 
 def with_equal_weights(rows: list[dict], texts: dict) -> Pairs:

@@ -4,6 +4,7 @@ With transformers' initialisation (std 0.02) a tiny model hardly looks at its in
 moves a score by 7e-8. So matrices are drawn with std 0.2 and every bias and norm weight around 0 or 1 with std 0.2.
 """
 
+import copy
 import functools
 
 import flax.traverse_util
@@ -44,7 +45,34 @@ V2 = TINY | {  # the first v2: every distance its own row, own projections of po
     "position_biased_input": True,
     "type_vocab_size": 2,
 }
+LLAMA = TINY | {  # narrower: without norms after the residual 64 columns reach values whose rounding is 1e-5
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "hidden_act": "silu",
+    "pad_token_id": 0,
+    "rms_norm_eps": 1e-5,
+}
+LLAMA31 = LLAMA | {  # waves of 6 to 20,000 positions: the first stays, the second is between, the others are stretched
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "rope_theta": 10000.0,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+}
+QWEN2 = LLAMA | {"model_type": "qwen2", "num_key_value_heads": 2, "tie_word_embeddings": True}
+QWEN3 = LLAMA | {"model_type": "qwen3", "num_key_value_heads": 1, "head_dim": 16, "rope_theta": 1e6}
 CONFIGS = {
+    "llama": LLAMA,
+    "llama-biases": LLAMA | {"attention_bias": True, "mlp_bias": True, "num_key_value_heads": 2},
+    "llama31": LLAMA31,
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
     "bert": BERT,
     "v3": V3,
     "v2": V2,
@@ -113,31 +141,43 @@ def torch_model(config, seed=0):
     import torch
     import transformers
 
-    values = {name: value for name, value in config.items() if name != "model_type"}
+    # copied, for transformers writes into the rope parameters
+    values = copy.deepcopy({name: value for name, value in config.items() if name != "model_type"})
     settings = transformers.AutoConfig.for_model(config["model_type"], attn_implementation="eager", **values)
     model = transformers.AutoModelForSequenceClassification.from_config(settings).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            centre = float("LayerNorm.weight" in name)
+            centre = float("norm.weight" in name.lower())
             parameter.copy_(centre + 0.2 * torch.randn(parameter.shape, generator=generator))
     return model
 
 
-def torch_inputs(batch):
+def torch_inputs(model, batch):
     """The arguments of a model of transformers for a batch with one text a row."""
     import torch
 
     ids, types, segments = (torch.tensor(np.asarray(field)).long() for field in batch[:3])
-    return {"input_ids": ids, "token_type_ids": types, "attention_mask": (segments > 0).long()}
+    inputs = {"input_ids": ids, "attention_mask": (segments > 0).long()}
+    return inputs if is_decoder(model) else inputs | {"token_type_ids": types}
+
+
+def is_decoder(model):
+    """Whether a model of transformers is causal."""
+    return hasattr(model.base_model, "embed_tokens")
 
 
 def torch_hidden(encoder, batch):
     """Embeddings and every layer's output in transformers `[L + 1, R, T, D]`."""
     import torch
 
+    last = []  # of a decoder, which lists the normed one in its place
+    layers = encoder.layers if is_decoder(encoder) else encoder.encoder.layer
+    hook = layers[-1].register_forward_hook(lambda *call: last.append(call[-1]))
     with torch.no_grad():
-        return torch.stack(encoder(**torch_inputs(batch), output_hidden_states=True).hidden_states).numpy()
+        states = encoder(**torch_inputs(encoder, batch), output_hidden_states=True).hidden_states
+    hook.remove()
+    return torch.stack([*states[:-1], last[0] if is_decoder(encoder) else states[-1]]).numpy()
 
 
 def torch_outputs(model, batch):
@@ -145,10 +185,13 @@ def torch_outputs(model, batch):
     import torch
 
     hidden = torch_hidden(model.base_model, batch)
-    pooler = model.pooler if hasattr(model, "pooler") else model.base_model.pooler
+    if is_decoder(model):
+        pooler, read = model.base_model.norm, hidden[-1][np.arange(len(hidden[-1])), real(batch).sum(1) - 1]
+    else:
+        pooler, read = model.pooler if hasattr(model, "pooler") else model.base_model.pooler, hidden[-1]
     with torch.no_grad():
-        pooled = pooler(torch.from_numpy(hidden[-1]))
-        score = model(**torch_inputs(batch)).logits[:, 0]
+        pooled = pooler(torch.from_numpy(read))
+        score = model(**torch_inputs(model, batch)).logits[:, 0]
     return {"hidden": hidden, "pooled": pooled.numpy(), "score": score.numpy()}
 
 
@@ -156,7 +199,7 @@ def torch_outputs(model, batch):
 def our_outputs(model, params, batch):
     """The same of ours."""
     hidden = model.hidden_states(params, batch)
-    pooled = nnx.merge(model.graphdef, params).pool(hidden[-1][batch.rows, batch.columns])
+    pooled = nnx.merge(model.graphdef, params).pool(hidden[-1][tuple(model.places(batch))])
     return {"hidden": hidden, "pooled": pooled, "score": model.score(params, batch)}
 
 

@@ -15,7 +15,7 @@ from tests import model_helpers as helpers
 pytestmark = pytest.mark.filterwarnings("error:::(jax|flax|scpo_jax|tests).*")
 MIXED = ([7, 1, 20, 40] * 4, 48)  # lengths, and what they are padded to
 ALONE = [([1], None), ([7] * 16, None), ([512] * 2, None)]
-FORMS = [name for name in helpers.CONFIGS if name != "bert"]
+FORMS = [name for name, config in helpers.CONFIGS.items() if config["model_type"] == "deberta-v2"]
 
 
 @pytest.fixture(scope="module")

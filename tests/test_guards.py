@@ -57,7 +57,7 @@ def levels(rows: list[dict], max_length=64, tokenizer=None) -> dict[str, str]:
     tokenizer = tokenizer or vocabulary.make_tokenizer(texts, 300, max_length)
     keys = tokens.texts_of(rows)
     encoded = encoding.encode_for_scoring(tokenizer, *zip(*keys.values(), strict=True), max_length, "pair")
-    findings, records = guards.check(rows, tokenizer, dict(zip(keys, encoded, strict=True)))
+    findings, records = guards.check(rows, tokenizer, dict(zip(keys, encoded, strict=True)), "pair")
     assert tuple(finding.name for finding in findings) == guards.NAMES
     assert all(0 <= record["low"] <= record["accuracy"] <= record["high"] <= 1 for record in records.values())
     return {finding.name: finding.level for finding in findings if finding.level != "ok"}

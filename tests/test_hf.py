@@ -76,7 +76,7 @@ def test_unknown_config_keys_are_kept_and_the_type_is_that_of_the_weights(tmp_pa
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", ["bert", "v2-buckets", "v3"])
+@pytest.mark.parametrize("name", ["bert", "v2-buckets", "v3", "llama-biases", "llama31", "qwen2", "qwen3"])
 def test_the_export_scores_the_same_in_transformers(name, tmp_path):
     torch = pytest.importorskip("torch")
     import transformers

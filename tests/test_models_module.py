@@ -18,7 +18,7 @@ from scpo_jax.models import layers, module
 from tests import model_helpers as helpers
 
 pytestmark = pytest.mark.filterwarnings("error:::(jax|flax|scpo_jax|tests).*")
-families = pytest.mark.parametrize("name", ["bert", "v3"])
+families = pytest.mark.parametrize("name", ["bert", "v3", "llama31"])
 
 
 @functools.cache
@@ -106,7 +106,7 @@ def test_the_last_layer_computes_what_is_read(name):
     model, params = helpers.make(name)
     network = nnx.merge(model.graphdef, params)
     hidden = model.hidden_states(params, batch)[-1]
-    whole = network.score(network.pool(hidden[batch.rows, batch.columns]))[:, 0]
+    whole = network.score(network.pool(hidden[tuple(model.places(batch))]))[:, 0]
     np.testing.assert_allclose(score(name, batch), whole, rtol=0, atol=1e-5)
     model = module.build(helpers.CONFIGS[name] | {"num_hidden_layers": 1})
     params = module.init(model, jax.random.key(0))
@@ -137,7 +137,7 @@ def test_scores_are_float32_in_bfloat16_too(name):
     narrow = jax.jit(functools.partial(model.score, dtype="bfloat16"))(params, batch)
     assert narrow.dtype == jnp.float32 and narrow.shape == (16,)
     hidden = jax.eval_shape(lambda params: model.hidden_states(params, batch, "bfloat16"), params)
-    assert hidden.dtype == jnp.bfloat16 and hidden.shape == (3, 16, 8, 64)
+    assert hidden.dtype == jnp.bfloat16 and hidden.shape == (3, 16, 8, model.width)
     difference = np.abs(narrow - score(name, batch))
     assert 0 < difference.max() < 0.2
 
@@ -212,6 +212,15 @@ def test_building_allocates_nothing():
         ("v3", {"norm_rel_ebd": "batch_norm"}, "batch_norm"),
         ("v3", {"position_buckets": 2000}, "position_buckets 2000"),
         ("v3", {"pooler_hidden_act": "mish"}, "pooler_hidden_act 'mish'"),
+        ("llama31", {"num_key_value_heads": 3}, "4 heads of queries and 3 of keys"),
+        ("llama31", {"head_dim": 15}, "head_dim 15"),
+        ("llama31", {"attention_dropout": 0.1}, "attention_dropout 0.1"),
+        ("llama31", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type 'linear'"),
+        ("llama31", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor None"),
+        ("llama", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor 0.5"),
+        ("llama", {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "differ between layers"),
+        ("qwen2", {"use_sliding_window": True}, "sliding windows"),
+        ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, "sliding windows"),
     ],
 )
 def test_what_cannot_be_computed_is_refused_in_one_line(name, change, message):
@@ -225,6 +234,10 @@ def test_omitted_keys_have_the_defaults_of_transformers():
     for family, ours in module.FAMILIES.items():
         theirs = transformers.AutoConfig.for_model(family).to_dict()
         defaults = vars(ours.Settings())
+        if hasattr(ours.Settings(), "rope"):  # theirs are derived already
+            own = ours.Settings()
+            derived = {"head_dim": own.head_size, "num_key_value_heads": own.key_heads, "rope_parameters": own.rope}
+            defaults = defaults | derived | {"layer_types": ["full_attention"] * 32}
         shared = defaults.keys() & theirs.keys()
         assert len(shared) >= 14
         assert {name: defaults[name] for name in shared} == {name: theirs[name] for name in shared}
@@ -234,12 +247,12 @@ def test_nnx_tree_mode():
     """NNX is moving to trees: modules that keep random state or share parts would fail there."""
     script = (
         "import jax\nfrom scpo_jax.models import module\nfrom tests import model_helpers as helpers\n"
-        "for name in ('bert', 'v3'):\n"
+        "for name in ('bert', 'v3', 'qwen3'):\n"
         "    model, params = helpers.make(name)\n"
         "    run = lambda params: model.score(params, helpers.one_per_row(helpers.texts([7])), jax.random.key(0))\n"
-        "    print(jax.eval_shape(jax.grad(lambda params: run(params).sum()), params)['score']['bias'].shape)\n"
+        "    print(jax.eval_shape(jax.grad(lambda params: run(params).sum()), params)['score']['kernel'].shape)\n"
     )
     root = os.path.dirname(os.path.dirname(helpers.__file__))
     environment = os.environ | {"NNX_GRAPH_MODE": "false", "NNX_GRAPH_UPDATES": "false", "PYTHONPATH": root}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.stdout.split() == ["(1,)", "(1,)"], done.stderr
+    assert done.stdout.split("\n")[:-1] == ["(64, 1)", "(64, 1)", "(32, 1)"], done.stderr

@@ -17,6 +17,11 @@ from tests.test_train_reward import CONFIG, OPTIONS, distance, some_pairs
 
 SIZES = (40, 3, 17, 64, 9, 28, 5)
 SPARE = CONFIG | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+CAUSAL = {
+    "model_type": "llama", "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "intermediate_size": 16, "attention_bias": True, "mlp_bias": True,
+    "max_position_embeddings": 32, "initializer_range": 0.2,
+}  # fmt: skip
 
 
 def trainings(sizes=SIZES, steps=20):
@@ -34,9 +39,9 @@ def trainings(sizes=SIZES, steps=20):
     return made
 
 
-def train(trainings, shape=(1, 1, 1)):
+def train(trainings, shape=(1, 1, 1), config=SPARE):
     """(losses of every group, scores of 64 fixed texts by every group, parameters of every group)."""
-    model = module.build(SPARE)
+    model = module.build(config)
     params = module.init(model, jax.random.key(3))
     function = score.score_function(model, "float32")
     mesh = sharding.make_mesh(*shape, jax.devices()[: np.prod(shape)])
@@ -113,7 +118,7 @@ def on_eight_devices(tmp_path_factory):
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-m", "tests.test_stacked", str(folder)], env=environment, check=True, timeout=900)
     given = {mesh: dict(np.load(folder / f"{i}.npz")) for i, mesh in enumerate(MESHES)}
-    return given | {"texts": dict(np.load(folder / "texts.npz"))}
+    return given | {name: dict(np.load(folder / f"{name}.npz")) for name in ("texts", "causal")}
 
 
 @pytest.mark.parametrize("mesh", MESHES, ids=str)
@@ -124,6 +129,13 @@ def test_eight_devices_are_one(mesh, on_eight_devices, stacked):
         np.testing.assert_allclose(there[f"scores {g}"], scores, rtol=0, atol=1e-5)
         for i, leaf in enumerate(without_key_biases(params)):
             np.testing.assert_allclose(there[f"params {g} {i}"], leaf, rtol=0, atol=1e-5)
+
+
+def test_a_causal_model_on_eight_devices_is_as_on_one(on_eight_devices):
+    losses, scores, _, _ = train(trainings((9, 17), 6), config=CAUSAL)
+    assert np.std(scores) > 0.1 and np.abs(np.diff(losses[0])).max() > 1e-3
+    np.testing.assert_allclose(on_eight_devices["causal"]["losses"], np.concatenate(losses), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(on_eight_devices["causal"]["scores"], scores, rtol=0, atol=1e-5)
 
 
 def compiled_step(shard_parameters: bool):
@@ -155,6 +167,8 @@ def test_shared_parameters_are_gathered_and_their_gradients_scattered(on_eight_d
 def main(folder: str) -> None:
     texts = {name: compiled_step(name == "shared").as_text() for name in ("shared", "whole")}
     np.savez(f"{folder}/texts.npz", **texts)
+    losses, scores, _, _ = train(trainings((9, 17), 6), (2, 2, 2), CAUSAL)
+    np.savez(f"{folder}/causal.npz", losses=np.concatenate(losses), scores=scores)
     for i, mesh in enumerate(MESHES):
         losses, scores, params, _ = train(trainings(), mesh)
         arrays = {}

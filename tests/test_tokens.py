@@ -21,11 +21,11 @@ def test_what_is_read_is_what_was_encoded(encoding, tmp_path):
     tokenizer = vocabulary.make_tokenizer([text for row in ROWS for text in row.values()], 200, 32)
     workdir, texts = Workdir(tmp_path), tokens.texts_of(ROWS)
     assert len(texts) == 5  # one comes twice
-    tokens.write(workdir, tokens.encode_all(config, tokenizer, ROWS))
+    tokens.write(workdir, tokens.encode_all(config, tokenizer, "first", ROWS))
     files = {"pair": ["tokens.parquet"], "reference": ["tokens.parquet", "tokens_scored.parquet"]}[encoding]
     assert sorted(path.name for path in workdir.data.iterdir()) == files
     for training in (True, False):
-        wanted = tokens.encode(config, tokenizer, texts, training)
+        wanted = tokens.encode(config, tokenizer, "first", texts, training)
         read = tokens.read(config, workdir, list(texts)[::-1], training)
         assert list(read) == list(texts)[::-1]
         for key, text in wanted.items():

@@ -9,7 +9,7 @@ import json
 from collections import Counter
 
 from scpo_jax.data import fields, traits
-from scpo_jax.data.preferences import Source, check_groups, render_messages
+from scpo_jax.data.preferences import Source, as_text, check_groups
 from scpo_jax.data.records import Row, read_rows
 from scpo_jax.errors import InputError
 
@@ -131,7 +131,7 @@ def _degenerate(pair: dict) -> str:
 
 def _pair(row: dict, index: int, group: str, given: list[str], columns: dict[str, str], where: str) -> dict:
     prompt, chosen, rejected = pair_texts(row, columns, where)
-    rendered = prompt if isinstance(prompt, str) else render_messages(prompt)
+    rendered = as_text(prompt)
     topic = f"prompt-{_digest(rendered.strip())}"
     derived = {
         "user_id": topic,

@@ -99,6 +99,16 @@ def render_messages(messages: Iterable[dict]) -> str:
     return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
+def as_text(prompt: str | list[dict]) -> str:
+    """A prompt as the text that encoders read, whether it is text or messages."""
+    return prompt if isinstance(prompt, str) else render_messages(prompt)
+
+
+def prompt_of(row: Mapping) -> str | list[dict]:
+    """The prompt of a pair: its messages where it has them, else its text."""
+    return row.get("messages") or row["prompt"]
+
+
 def write_table(table: pa.Table, path) -> None:
     """Writes Parquet to a local path or `gs://`; whoever finds the file finds it whole."""
     path = epath.Path(path)

@@ -1,1 +1,1 @@
-"""Reward models: structure (`module.py`), families (`bert.py`, `deberta.py`), Hugging Face folders (`hf.py`)."""
+"""Reward models: structure (`module.py`), families (`bert.py`, `deberta.py`, `llama.py`), files (`hf.py`)."""

@@ -11,6 +11,7 @@ from flax import nnx
 from scpo_jax.models import layers
 
 HF_ARCHITECTURE = "BertForSequenceClassification"
+READS = "first"
 
 # Our module -> theirs; "{}" is the layer. How the leaves (kernel, scale, ...) map stands in `hf.LEAVES`.
 HF_NAMES = {

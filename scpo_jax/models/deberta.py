@@ -13,6 +13,7 @@ from flax import nnx
 from scpo_jax.models import layers, relative
 
 HF_ARCHITECTURE = "DebertaV2ForSequenceClassification"
+READS = "first"
 
 # Our module -> theirs; "{}" is the layer. How the leaves (kernel, scale, ...) map stands in `hf.LEAVES`.
 HF_NAMES = {

@@ -15,7 +15,7 @@ import safetensors.numpy
 from flax import traverse_util
 
 from scpo_jax.errors import InputError
-from scpo_jax.models import module, weights
+from scpo_jax.models import module, rotary, weights
 
 # Our leaf -> theirs; only kernels differ in layout: theirs are [out, in].
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
@@ -26,6 +26,7 @@ VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", *SENTENCEPIECE_
 TORCH_FILES = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
 SMALL_FILES = (
     *("config.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt"),
+    "chat_template.jinja",
     *VOCABULARY_FILES,
 )
 HUB_FILES = (*SMALL_FILES, "model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
@@ -62,18 +63,43 @@ def load(folder, fresh_head_key=None):
     A folder without score head is refused unless `fresh_head_key` is given: then a missing head, and a missing pooler,
     are drawn anew. Raises InputError.
     """
+    model, tensors = read(folder)
+    return model, parameters(model, tensors, folder, fresh_head_key)
+
+
+def load_language_model(folder, head_key):
+    """`(RewardModel, params, language head [V, D] or None)` of a folder with a causal model, for `RewardModel.logits`.
+
+    The head is None where it is the word embeddings. A missing score head is drawn with `head_key`. Raises InputError.
+    """
+    model, tensors = read(folder)
+    if model.reads != "last":
+        raise InputError(f"{folder}: a {model.family} is no language model")
+    settings, name = module.read_settings(model.config, str(folder)), module.FAMILIES[model.family].HF_LANGUAGE_HEAD
+    shape = settings.vocab_size, settings.hidden_size
+    if not settings.tie_word_embeddings and (name not in tensors or tensors[name].shape != shape):
+        raise InputError(f"{folder}: the weights hold no {name} {list(shape)}, so it is no language model")
+    head = None if settings.tie_word_embeddings else jnp.asarray(np.asarray(tensors[name], np.float32))
+    return model, parameters(model, tensors, folder, head_key), head
+
+
+def read(folder) -> tuple[module.RewardModel, dict]:
+    """The model of a folder's `config.json`, and all tensors of its weights under the names of the classifier form."""
     folder = pathlib.Path(folder)
-    config = weights.read_json(folder / "config.json")
-    model = module.build(config, str(folder))
-    family = module.FAMILIES[model.family]
-    tensors = rename(weights.read_weights(folder), family.HF_RENAMES, folder)
-    sources = parameter_sources(model)
-    check_one_label(config, tensors.get("classifier.weight"), folder)
+    model = module.build(weights.read_json(folder / "config.json"), str(folder))
+    return model, rename(weights.read_weights(folder), module.FAMILIES[model.family].HF_RENAMES, folder)
+
+
+def parameters(model: module.RewardModel, tensors: dict, folder, fresh_head_key=None) -> dict:
+    """The parameters of a checkpoint's tensors; see `load`."""
+    family, sources = module.FAMILIES[model.family], parameter_sources(model)
+    head = f"{family.HF_NAMES['score']}.weight"
+    check_one_label(model.config, head, tensors, folder)
     if fresh_head_key is not None:
-        tensors |= fresh_head(model, sources, tensors, fresh_head_key)
-    check_tensors(sources, tensors, family.HF_IGNORED, folder)
+        tensors = tensors | fresh_head(model, sources, tensors, fresh_head_key)
+    check_tensors(sources, tensors, family.HF_IGNORED, head, folder)
     arrays = {path: assemble(source, tensors) for path, source in sources.items()}
-    return model, traverse_util.unflatten_dict(arrays)
+    return traverse_util.unflatten_dict(arrays)
 
 
 def save(model: module.RewardModel, params: dict, folder) -> None:
@@ -97,7 +123,7 @@ def save(model: module.RewardModel, params: dict, folder) -> None:
 def saved_config(model: module.RewardModel) -> dict:
     """The config to write: the model's own, as a float32 classifier with one label."""
     config = {name: value for name, value in model.config.items() if name not in ("dtype", "torch_dtype")}
-    return config | {
+    return rotary.in_both_forms(config) | {
         "architectures": [module.FAMILIES[model.family].HF_ARCHITECTURE],
         "torch_dtype": "float32",
         "num_labels": 1,
@@ -107,7 +133,10 @@ def saved_config(model: module.RewardModel) -> dict:
 
 
 def load_tokenizer(folder):
-    """The tokenizer of a folder, also where it exists only as a sentencepiece model. Raises InputError."""
+    """The tokenizer of a folder, also where it exists only as a sentencepiece model. Raises InputError.
+
+    Of several chat templates it keeps the one named "default".
+    """
     folder = pathlib.Path(folder)
     # transformers makes an empty tokenizer of a folder without vocabulary and says nothing
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
@@ -115,9 +144,12 @@ def load_tokenizer(folder):
     import transformers  # slow to import, and not needed for scores of token ids
 
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a broken file surfaces as almost any type
         raise InputError(f"{folder}: the tokenizer cannot be loaded: {weights.first_line(error)}") from error
+    if isinstance(tokenizer.chat_template, dict):
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
+    return tokenizer
 
 
 def save_tokenizer(tokenizer, folder) -> None:
@@ -164,26 +196,25 @@ def fresh_head(model: module.RewardModel, sources: dict, tensors: dict, key) -> 
         leaves = {path[-1]: source for path, source in sources.items() if path[0] == part}
         if any(source.names[0] in tensors for source in leaves.values()):
             continue
-        kernel, bias = leaves["kernel"], leaves["bias"]
-        drawn[kernel.names[0]] = std * jax.random.normal(part_key, kernel.shape, jnp.float32)
-        drawn[bias.names[0]] = np.zeros(bias.shape, np.float32)
+        drawn |= {source.names[0]: np.zeros(source.shape, np.float32) for source in leaves.values()}
+        if "kernel" in leaves:
+            kernel = leaves["kernel"]
+            drawn[kernel.names[0]] = std * jax.random.normal(part_key, kernel.shape, jnp.float32)
     return drawn
 
 
-def check_one_label(config: dict, classifier, folder) -> None:
+def check_one_label(config: dict, head: str, tensors: dict, folder) -> None:
     """Refuse a classifier of several labels: which of them would be the score? (A head yet to be drawn is free.)"""
-    if classifier is None:
+    if head not in tensors:
         return
     named = config["id2label"] if config.get("id2label") else ["LABEL_0"]
     labels = config["num_labels"] if "num_labels" in config else len(named)
-    if labels != 1 or classifier.shape[:1] != (1,):
-        shape = list(classifier.shape)
-        raise InputError(
-            f"{folder}: a reward model has one label, not num_labels {labels} and classifier.weight {shape}"
-        )
+    shape = list(tensors[head].shape)
+    if labels != 1 or shape[:1] != [1]:
+        raise InputError(f"{folder}: a reward model has one label, not num_labels {labels} and {head} {shape}")
 
 
-def check_tensors(sources: dict, tensors: dict, ignored: tuple[str, ...], folder) -> None:
+def check_tensors(sources: dict, tensors: dict, ignored: tuple[str, ...], head: str, folder) -> None:
     """One InputError that names every tensor that is missing, not expected, or of another shape."""
     shapes = {name: source.shape for source in sources.values() for name in source.names}
     missing = sorted(shapes.keys() - tensors.keys())
@@ -197,9 +228,9 @@ def check_tensors(sources: dict, tensors: dict, ignored: tuple[str, ...], folder
     listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in problems.items() if names)
     if not listed:
         return
-    headless = any(name.startswith("classifier.") for name in missing)
-    hint = "; it has no score head, so it is no reward model (a fresh head must be asked for)" if headless else ""
-    raise InputError(f"{folder}: the weights do not fit config.json: {listed}{hint}")
+    if head in missing:
+        listed += "; it has no score head, so it is no reward model (a fresh head must be asked for)"
+    raise InputError(f"{folder}: the weights do not fit config.json: {listed}")
 
 
 def rename(tensors: dict, renames: tuple, folder) -> dict:

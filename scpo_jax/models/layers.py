@@ -1,4 +1,4 @@
-"""The parts that the encoder families share: linear maps, norms, embeddings, dropout, attention, the stack of layers.
+"""The parts that the families share: linear maps, norms, embeddings, dropout, attention, the stack of layers.
 
 Parameters are float32 and named `kernel [in, out]`, `bias`, `scale` or `embedding`; the layers of a stack share one
 set of arrays with a leading `[L]`. A module computes in the type of its input; norms and softmax compute in float32.
@@ -53,6 +53,19 @@ class Norm(nnx.Module):
         return (normed * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
+class RMSNorm(nnx.Module):
+    """Division by the root mean square over the last axis (arXiv 1910.07467), computed in float32."""
+
+    def __init__(self, width: int, epsilon: float):
+        self.scale = nnx.Param(jnp.ones((width,), jnp.float32))
+        self.epsilon = epsilon
+
+    def __call__(self, x):
+        wide = x.astype(jnp.float32)
+        normed = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.epsilon)
+        return (normed * self.scale[...]).astype(x.dtype)
+
+
 class Embedding(nnx.Module):
     """A table of rows; an id outside it gives NaN, so that it cannot go unseen."""
 
@@ -91,11 +104,11 @@ class FeedForward(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """A family's attention, then the feed-forward; each norms after its residual."""
+    """A family's attention, then its feed-forward; each has its norm and residual inside."""
 
-    def __init__(self, make_attention, settings, rngs: nnx.Rngs):
+    def __init__(self, make_attention, make_feed_forward, settings, rngs: nnx.Rngs):
         self.attention = make_attention(settings, rngs)
-        self.feed_forward = FeedForward(settings, rngs)
+        self.feed_forward = make_feed_forward(settings, rngs)
 
     def __call__(self, x, *arguments, key=None, read=None):
         attention_key, feed_forward_key = split_key(key, 2)
@@ -166,6 +179,12 @@ def same_segment(segment_ids):
     return segment_ids[:, :, None] == segment_ids[:, None, :]
 
 
+def earlier_in_segment(segment_ids):
+    """As `same_segment`, but to a token's own and earlier columns only."""
+    columns = jnp.arange(segment_ids.shape[1])
+    return same_segment(segment_ids) & (columns[:, None] >= columns[None, :])
+
+
 def products(query, keys):
     """Every `query [R, Q, H, K]` with each of the `keys [R, T, H, K]`: float32 `[R, H, Q, T]`."""
     return jnp.einsum("rqhd,rkhd->rhqk", query, keys, preferred_element_type=jnp.float32)
@@ -180,9 +199,9 @@ def attend(scores, value, mask, rate: float, key):
     return mixed.reshape(*mixed.shape[:2], -1)
 
 
-def stack(make_attention, settings, rngs: nnx.Rngs):
+def stack(make_attention, settings, rngs: nnx.Rngs, make_feed_forward=FeedForward):
     """All layers as one module whose parameters have a leading `[L]`."""
-    make_layer = nnx.vmap(lambda rngs: Layer(make_attention, settings, rngs), in_axes=0, out_axes=0)
+    make_layer = nnx.vmap(lambda rngs: Layer(make_attention, make_feed_forward, settings, rngs), in_axes=0, out_axes=0)
     return nnx.split_rngs(splits=settings.num_hidden_layers)(make_layer)(rngs)
 
 

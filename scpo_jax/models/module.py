@@ -12,24 +12,26 @@ import jax.numpy as jnp
 from flax import nnx
 
 from scpo_jax.errors import InputError
-from scpo_jax.models import bert, deberta, layers
+from scpo_jax.models import bert, deberta, layers, llama, qwen2, qwen3
 
-FAMILIES = {"bert": bert, "deberta-v2": deberta}  # by `model_type` of config.json
+# by `model_type` of config.json
+FAMILIES = {"bert": bert, "deberta-v2": deberta, "llama": llama, "qwen2": qwen2, "qwen3": qwen3}
 
 
 class TextBatch(NamedTuple):
     """Texts in rows, several to a row where they are packed. All int32.
 
     Tokens attend only within their segment and positions restart with each, so one text a row is just the case of one
-    segment. Padding has segment 0. A text's score is read at one place: for encoders its first token.
+    segment. Padding has segment 0. Where a text's score is read is found from its first token, see
+    `RewardModel.places`.
     """
 
     input_ids: jax.Array  # [R, T]
     token_type_ids: jax.Array  # [R, T] BERT's first and second text; not the segments
     segment_ids: jax.Array  # [R, T] each text of a row has its own number, its tokens are contiguous; 0 is padding
     positions: jax.Array  # [R, T] from 0 in each segment
-    rows: jax.Array  # [S]
-    columns: jax.Array  # [S]
+    rows: jax.Array  # [S] of the text's first token
+    columns: jax.Array  # [S] of the text's first token
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # compared and hashed by identity: fit for a static argument
@@ -42,7 +44,7 @@ class RewardModel:
     shapes: dict  # the parameters as a nested dict of jax.ShapeDtypeStruct
     max_positions: int | None  # most tokens a text may have; None: no limit
     width: int  # D
-    score_offset: int = 0  # where the score stands in a text's tokens: 0 the first (encoders), -1 the last
+    reads: str  # the token of a text at which its score is read: "first" (encoders) or "last" (causal models)
 
     def score(
         self, params, batch: TextBatch, key=None, dtype: str = "float32", remat: bool = False, gather=None
@@ -61,14 +63,33 @@ class RewardModel:
             params["embeddings"]["word"] = words  # tokens are looked up where their columns lie
             layer = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), self.shapes["layers"])
             options = options._replace(whole=lambda parameters: gather(parameters, layer, jnp.dtype(dtype)))
-        texts = self._encode(params, batch, encoder_key, dtype, options, layers.Read(batch.rows, batch.columns))
+        texts = self._encode(params, batch, encoder_key, dtype, options, self.places(batch))
         network = nnx.merge(self.graphdef, params)
         with jax.default_matmul_precision("float32"):
             return network.score(network.pool(texts.astype(jnp.float32), head_key))[:, 0]
 
+    def places(self, batch: TextBatch) -> layers.Read:
+        """Where the score of each text is read: at its first token, or at the last one of its segment."""
+        if self.reads == "first":
+            return layers.Read(batch.rows, batch.columns)
+        segments = batch.segment_ids[batch.rows]
+        own = batch.segment_ids[batch.rows, batch.columns]
+        return layers.Read(batch.rows, batch.columns + (segments == own[:, None]).sum(-1, dtype=jnp.int32) - 1)
+
     def hidden_states(self, params, batch: TextBatch, dtype: str = "float32") -> jax.Array:
         """The embeddings and every layer's output without dropout: `[L + 1, R, T, D]`."""
         return self._encode(params, batch, None, dtype, layers.StackOptions(every_layer=True))
+
+    def logits(self, params, batch: TextBatch, head=None, dtype: str = "float32") -> jax.Array:
+        """A language model's scores of every next token, `[R, T, V]` float32, without dropout.
+
+        `head [V, D]` is that of `hf.load_language_model`; None stands for the word embeddings.
+        """
+        hidden = self._encode(params, batch, None, dtype, layers.StackOptions())
+        table = params["embeddings"]["word"]["embedding"] if head is None else head
+        normed = nnx.merge(self.graphdef, params).pool(hidden)
+        with jax.default_matmul_precision("float32" if dtype == "float32" else "default"):
+            return jnp.einsum("rtd,vd->rtv", normed, table.astype(normed.dtype), preferred_element_type=jnp.float32)
 
     def _encode(self, params, batch, key, dtype, options: layers.StackOptions, read: layers.Read | None = None):
         network = nnx.merge(self.graphdef, params)
@@ -84,9 +105,10 @@ def build(config: dict, source: str = "config") -> RewardModel:
     what the family's module cannot compute.
     """
     settings, family = read_settings(config, source), config["model_type"]
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: FAMILIES[family].Network(settings, nnx.Rngs(0))))
-    limit = FAMILIES[family].max_positions(settings)
-    return RewardModel(family, config, graphdef, nnx.to_pure_dict(state), limit, settings.hidden_size)
+    own = FAMILIES[family]
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: own.Network(settings, nnx.Rngs(0))))
+    shapes, limit = nnx.to_pure_dict(state), own.max_positions(settings)
+    return RewardModel(family, config, graphdef, shapes, limit, settings.hidden_size, own.READS)
 
 
 def abstract_params(model: RewardModel) -> dict:

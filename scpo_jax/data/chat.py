@@ -1,0 +1,62 @@
+"""A prompt and its response as the conversation that causal reward models read: by the tokenizer's chat template.
+
+A tokenizer without a template gets the plain form "prompt, empty line, response".
+"""
+
+import os
+from typing import NamedTuple
+
+from scpo_jax.data.fields import one_line
+from scpo_jax.data.preferences import as_text
+from scpo_jax.errors import InputError
+
+PLACE = "scporesponse"  # stands for the response where a template is asked what it writes around it
+PLAIN = "\n\n"  # between prompt and response without a template
+
+
+class Rendered(NamedTuple):
+    """A conversation as text."""
+
+    text: str
+    start: int  # of the response in it
+    end: int  # of the response in it: what follows is the template's
+
+
+def render(tokenizer, prompt: str | list[dict], response: str) -> Rendered:
+    """Prompt (text, or messages) and the assistant's response as one text. Raises InputError."""
+    if not tokenizer.chat_template:
+        text = as_text(prompt) + PLAIN + response
+        return Rendered(text, len(text) - len(response), len(text))
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    text = apply(tokenizer, messages, response)
+    before, _, after = apply(tokenizer, messages, PLACE).rpartition(PLACE)
+    # most templates write the response as it is or stripped; what one moves counts as response too
+    start = len(os.path.commonprefix([text, before]))
+    rest = len(os.path.commonprefix([text[start:][::-1], after[::-1]]))
+    return Rendered(text, start, len(text) - rest)
+
+
+def apply(tokenizer, messages: list[dict], response: str) -> str:
+    """What the template makes of a conversation that ends with the response."""
+    try:
+        return tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": response}], tokenize=False)
+    except Exception as error:  # a template is a program: it may refuse roles or their order, or just be broken
+        raise InputError(
+            f"the tokenizer's chat template refuses the prompt {as_text(messages)[:60]!r}: {one_line(error):.200}"
+        ) from error
+
+
+def begins(tokenizer) -> bool:
+    """Whether texts begin with the BOS token: where the tokenizer puts one before a text by itself.
+
+    Without a template any BOS token is used.
+    """
+    bos = tokenizer.bos_token_id
+    return bos is not None and (not tokenizer.chat_template or tokenizer("a")["input_ids"][:1] == [bos])
+
+
+def special_ids(tokenizer) -> set[int]:
+    """Ids of the tokens that stand for no text; not that of unknown text."""
+    added = tokenizer.added_tokens_decoder.items()
+    marks = {*tokenizer.all_special_ids, *(number for number, token in added if token.special)}
+    return marks - {tokenizer.unk_token_id}

@@ -1,0 +1,207 @@
+"""Llama with a one-output score head (LlamaForSequenceClassification, arXiv 2407.21783), and what Qwen2 and Qwen3 need.
+
+A causal model: the score is read at a text's last token, the only one that has seen all of it.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from scpo_jax.models import layers, rotary
+
+HF_ARCHITECTURE = "LlamaForSequenceClassification"
+READS = "last"
+
+# Our module -> theirs; "{}" is the layer. How the leaves (kernel, scale, ...) map stands in `hf.LEAVES`.
+HF_NAMES = {
+    "embeddings/word": "model.embed_tokens",
+    "layers/attention/norm": "model.layers.{}.input_layernorm",
+    "layers/attention/query": "model.layers.{}.self_attn.q_proj",
+    "layers/attention/key": "model.layers.{}.self_attn.k_proj",
+    "layers/attention/value": "model.layers.{}.self_attn.v_proj",
+    "layers/attention/query_norm": "model.layers.{}.self_attn.q_norm",
+    "layers/attention/key_norm": "model.layers.{}.self_attn.k_norm",
+    "layers/attention/output": "model.layers.{}.self_attn.o_proj",
+    "layers/feed_forward/norm": "model.layers.{}.post_attention_layernorm",
+    "layers/feed_forward/gate": "model.layers.{}.mlp.gate_proj",
+    "layers/feed_forward/input": "model.layers.{}.mlp.up_proj",
+    "layers/feed_forward/output": "model.layers.{}.mlp.down_proj",
+    "norm": "model.norm",
+    "score": "score",
+}
+
+# Regex -> replacement that brings the names of other checkpoints into the form above (bare models have no prefix).
+HF_RENAMES = ((r"^(embed_tokens|layers|norm)\.", r"model.\1."),)
+
+# What a checkpoint may hold beside: the head of the language model, and buffers of constants.
+HF_LANGUAGE_HEAD = "lm_head.weight"
+HF_IGNORED = (r"lm_head\.weight", r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The keys of `config.json` that define the structure, with transformers' defaults for those it omits."""
+
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int | None = None  # None: num_attention_heads
+    head_dim: int | None = None  # None: hidden_size / num_attention_heads
+    intermediate_size: int = 11008
+    hidden_act: str = "silu"
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    attention_dropout: float | None = 0.0
+    max_position_embeddings: int = 2048
+    rope_theta: float | None = None
+    rope_scaling: dict | None = None
+    rope_parameters: dict | None = None
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    pad_token_id: int | None = None
+    tie_word_embeddings: bool = False
+    use_sliding_window: bool = False
+    layer_types: list | None = None
+
+    head_norms = False  # Qwen3 norms every head's queries and keys
+
+    @property
+    def biases(self) -> tuple[bool, bool]:
+        """Whether queries, keys and values have biases, and whether the output of attention has."""
+        return self.attention_bias, self.attention_bias
+
+    @property
+    def key_heads(self) -> int:
+        """Heads of keys and values; consecutive heads of queries share one."""
+        return self.num_attention_heads if self.num_key_value_heads is None else self.num_key_value_heads
+
+    @property
+    def head_size(self) -> int:
+        """K, of queries, keys and values."""
+        return self.hidden_size // self.num_attention_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def rope(self) -> dict:
+        """The parameters of the rotary embeddings."""
+        stated = self.rope_theta, self.rope_scaling, self.rope_parameters
+        return rotary.parameters(*stated, self.max_position_embeddings)
+
+
+def unsupported(settings: Settings) -> str | None:
+    """What this module cannot compute of a checkpoint with these settings, or None."""
+    if settings.key_heads < 1 or settings.num_attention_heads % settings.key_heads:
+        return f"{settings.num_attention_heads} heads of queries and {settings.key_heads} of keys (not a multiple)"
+    if settings.head_size < 2 or settings.head_size % 2:
+        return f"head_dim {settings.head_size} (an even number)"
+    if settings.use_sliding_window or any(kind != "full_attention" for kind in settings.layer_types or ()):
+        return "sliding windows (use_sliding_window, layer_types): only full attention"
+    if settings.attention_dropout:
+        return f"attention_dropout {settings.attention_dropout} (only 0)"
+    return rotary.unsupported(settings.rope)
+
+
+def max_positions(settings: Settings) -> int | None:
+    """The most tokens a text may have: beyond those it was made for, a model's scores mean nothing."""
+    return settings.max_position_embeddings
+
+
+class Embeddings(nnx.Module):
+    """Word embeddings; positions come in with attention."""
+
+    def __init__(self, settings: Settings, rngs: nnx.Rngs):
+        width, std = settings.hidden_size, settings.initializer_range
+        self.word = layers.Embedding(settings.vocab_size, width, std, rngs, settings.pad_token_id)
+
+    def __call__(self, input_ids):
+        return self.word(input_ids)
+
+
+class Attention(nnx.Module):
+    """Norm, grouped-query attention (arXiv 2305.13245) to earlier tokens of the segment, then residual."""
+
+    def __init__(self, settings: Settings, rngs: nnx.Rngs):
+        width, size = settings.hidden_size, settings.head_size
+        self.heads, self.key_heads = settings.num_attention_heads, settings.key_heads
+        make = functools.partial(layers.Linear, std=settings.initializer_range, rngs=rngs)
+        bias, output_bias = settings.biases
+        self.norm = layers.RMSNorm(width, settings.rms_norm_eps)
+        self.query = make(width, self.heads * size, use_bias=bias)
+        self.key = make(width, self.key_heads * size, use_bias=bias)
+        self.value = make(width, self.key_heads * size, use_bias=bias)
+        self.query_norm = layers.RMSNorm(size, settings.rms_norm_eps) if settings.head_norms else None
+        self.key_norm = layers.RMSNorm(size, settings.rms_norm_eps) if settings.head_norms else None
+        self.output = make(self.heads * size, width, use_bias=output_bias)
+
+    def __call__(self, x, mask, rotation, key=None, read=None):
+        normed = self.norm(x)
+        query = layers.heads(self.query(layers.queries(normed, read)), self.heads)
+        keys, value = (layers.heads(f(normed), self.key_heads) for f in (self.key, self.value))
+        if self.query_norm is not None:
+            query, keys = self.query_norm(query), self.key_norm(keys)
+        query = rotary.rotate(query, *(layers.queries(table, read) for table in rotation))
+        keys = rotary.rotate(keys, *rotation)
+        mixed = attend(query, layers.rows_of(keys, read), layers.rows_of(value, read), layers.queries(mask, read))
+        return layers.queries(x, read) + self.output(mixed.reshape(*mixed.shape[:2], -1))
+
+
+def attend(query, keys, value, mask):
+    """Softmax attention `[R, Q, H, K]` of `query` to `keys` and `value [R, T, H', K]` under `mask [R, Q, T]`.
+
+    H is a multiple of H'. On GPUs whose cuDNN has a kernel for it, that one; the scores are then never in memory.
+    """
+    plain = functools.partial(jax.nn.dot_product_attention, implementation="xla")
+    fused = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+    arguments = query, keys, value, None, mask[:, None]
+    if not fusible(query):
+        return plain(*arguments)
+    return jax.lax.platform_dependent(*arguments, cuda=fused, default=plain)
+
+
+def fusible(query) -> bool:
+    """Whether cuDNN has a kernel for queries `[R, Q, H, K]`; it is asked only where there is a GPU."""
+    rows, size = query.shape[1], query.shape[-1]
+    narrow = query.dtype in (jnp.bfloat16, jnp.float16)
+    return jax.default_backend() == "gpu" and narrow and rows > 1 and size % 8 == 0 and size <= 128
+
+
+class FeedForward(nnx.Module):
+    """Norm, gated linear unit (SwiGLU, arXiv 2002.05202), then residual."""
+
+    def __init__(self, settings: Settings, rngs: nnx.Rngs):
+        width, inner = settings.hidden_size, settings.intermediate_size
+        make = functools.partial(layers.Linear, std=settings.initializer_range, rngs=rngs, use_bias=settings.mlp_bias)
+        self.norm = layers.RMSNorm(width, settings.rms_norm_eps)
+        self.gate, self.input, self.output = make(width, inner), make(width, inner), make(inner, width)
+        self.activation = layers.ACTIVATIONS[settings.hidden_act]
+
+    def __call__(self, x, key=None):
+        normed = self.norm(x)
+        return x + self.output(self.activation(self.gate(normed)) * self.input(normed))
+
+
+class Network(nnx.Module):
+    """Decoder, final norm and score head."""
+
+    def __init__(self, settings: Settings, rngs: nnx.Rngs):
+        self.embeddings = Embeddings(settings, rngs)
+        self.layers = layers.stack(Attention, settings, rngs, FeedForward)
+        self.norm = layers.RMSNorm(settings.hidden_size, settings.rms_norm_eps)
+        self.score = layers.Linear(settings.hidden_size, 1, settings.initializer_range, rngs, use_bias=False)
+        self.frequencies = rotary.frequencies(settings.head_size, settings.rope)
+
+    def __call__(self, input_ids, token_type_ids, segment_ids, positions, key, dtype, options, read=None):
+        """`[R, T]` int32 four times -> hidden states of type `dtype`, `[S, D]` with `read`; see `layers.run_stack`.
+
+        They are those before the final norm, which `pool` applies. Token types mean nothing here.
+        """
+        x = self.embeddings(input_ids).astype(dtype)
+        arguments = layers.earlier_in_segment(segment_ids), rotary.tables(positions, self.frequencies)
+        return layers.run_stack(self.layers, x, arguments, key, options, read)
+
+    def pool(self, last, key=None):
+        """Hidden states of the last tokens `[S, D]` -> normed `[S, D]`."""
+        return self.norm(last)
