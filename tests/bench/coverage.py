@@ -18,7 +18,7 @@ import pathlib
 
 import numpy as np
 
-from scpo_jax import controls, metrics, scpo
+from scpo_jax import controls, logistic, metrics, scpo
 from scpo_jax.controls import Material
 from scpo_jax.data import grammar, simulated
 from scpo_jax.scored_pairs import GroupPairs, test_pairs
@@ -61,15 +61,8 @@ def pairs_of_users(
 
 
 def fit(differences: np.ndarray, weights: np.ndarray, start: np.ndarray, pull: float = PULL) -> np.ndarray:
-    """Weights u `[A]` that minimise mean(-w log sigmoid(differences @ u)) + pull / 2 |u - start|^2, by Newton steps."""
-    u = start.copy()
-    for _ in range(6):
-        wrong = 1 / (1 + np.exp(differences @ u))
-        gradient = -(weights * wrong) @ differences / len(differences) + pull * (u - start)
-        curvature = weights * wrong * (1 - wrong)
-        hessian = (differences * curvature[:, None]).T @ differences / len(differences) + pull * np.eye(len(u))
-        u = u - np.linalg.solve(hessian, gradient)
-    return u
+    """Weights u `[A]` that minimise mean(-w log sigmoid(differences @ u)) + pull / 2 |u - start|^2."""
+    return start + logistic.fit(differences, pull, weights=weights, offset=differences @ start)
 
 
 def global_rm(rng, users: int, strength: float, extreme: float) -> np.ndarray:

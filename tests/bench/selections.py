@@ -13,8 +13,8 @@ worlds has none in the majority. For each share of extreme annotators, mean over
 - pairs trained on and labels needed, in percent of the group's pairs;
 - differences between methods in clean accuracy and in excess bias, with 95 % intervals (Student's t over seeds).
 
-"truth" is the linear RM with the group's own weights, without anyone's taste. The last two methods have as many pairs
-annotated as full, out of those of further users: uncertain ones, or any. About two minutes of one core.
+"truth" is the linear RM with the group's own weights, without anyone's taste. The methods "labels of full" have as many
+pairs annotated as full, out of those of five times as many users: uncertain ones, or any. 73 seconds of one core.
 """
 
 import argparse
