@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from scpo_jax.drawing import Picture, colour, draw
+from scpo_jax.drawing import Picture, colour, draw, legend
 
 SELECTIONS = ("full", "scpo", "random_subset", "uncertain", "uncertain_weighted", "trim", "trim_weighted")
 FILTERS = ("full", "scpo", "filter_only", "weight_only", "inverse_weight", "random_subset")
@@ -54,7 +54,7 @@ def curves(
             panel.set_title(f"{which} pairs", loc="left")
             panel.set_ylabel("accuracy, percent")
         axes[-1].set_xlabel(f"{axis} pairs")
-        axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
+        legend(axes[0])
 
     alt = f"Accuracy against {axis} pairs, a line for each method, at equal {rule}; the numbers are in the tables."
     return draw(name, alt, caption, plot, found, height=3.0 if len(parts) == 1 else 2.3, panels=len(parts),

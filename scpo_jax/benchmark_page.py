@@ -70,10 +70,10 @@ def warnings(found: dict, places: dict[int, Workdir]) -> list[str]:
 
 def design_table(found: dict) -> Table:
     """Which cells there are."""
-    users = [number for own in found["test_users"].values() for number in own.values()]
+    users = sorted({number for own in found["test_users"].values() for number in own.values()})
     rows = [
         ["groups", ", ".join(found["groups"])],
-        ["test users of a group", f"{min(users):,} to {max(users):,}"],
+        ["test users of a group", " to ".join(f"{number:,}" for number in dict.fromkeys((users[0], users[-1])))],
         ["seeds", ", ".join(map(str, found["seeds"]))],
         ["shares of the training users", ", ".join(f"{100 * share:g} %" for share in found["fractions"])],
         ["methods", ", ".join(found["methods"])],

@@ -107,8 +107,7 @@ def answer(report: dict) -> list[str]:
     for rule, needed in report["needed"].items():
         annotated, trained = (pairs_of(needed[method][axis]) for axis in AXES)
         said.append(
-            f"To come within {100 * report['margin']:g} points of full finetuning on all data "
-            f"({spread(report['target'][rule])} %) at equal {rule}, {method} needs this many annotated pairs: "
-            f"{annotated}; and this many trained pairs: {trained}."
+            f"Pairs that {method} needs to come within {100 * report['margin']:g} points of full finetuning on all "
+            f"data ({spread(report['target'][rule])} %) at equal {rule}: annotated {annotated}; trained {trained}."
         )
     return said

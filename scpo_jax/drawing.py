@@ -82,8 +82,10 @@ def bars(axis, records: Sequence[dict | None], key: str, offset: float, **look) 
 
 
 def legend(axis, columns: int = 3) -> None:
-    """The legend above the plot."""
-    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2, handletextpad=0.2)
+    """The legend of what an axis shows, above the whole figure; none if nothing has a label."""
+    handles, labels = axis.get_legend_handles_labels()
+    if handles:
+        axis.figure.legend(handles, labels, loc="outside upper left", ncols=columns, handletextpad=0.3)
 
 
 def shortened(name: str, most: int = 18) -> str:

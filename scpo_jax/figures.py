@@ -73,9 +73,7 @@ def histograms(rows: Sequence[dict], groups: Sequence[str], panel, x: str, y: st
         for axis in axes[-2:]:
             axis.set_xlabel(x)
         axes[0].set_ylabel(y)
-        handles, labels = axes[0].get_legend_handles_labels()
-        if handles:
-            axes[0].figure.legend(handles, labels, loc="outside upper left", ncols=2)
+        legend(axes[0])
 
     size = {"height": 1.25 if len(parts) > 1 else 2.4, "columns": min(2, len(parts)), "panels": len(parts)}
     return draw(*texts, plot, parts, **size) if parts else None
@@ -242,7 +240,7 @@ def training(report: dict, curves: dict[str, dict[str, list[tuple[int, float]]]]
             axis.set_title("all pairs" if kind == "accuracy" else f"{kind} pairs", loc="left")
             axis.set_ylabel("accuracy, percent")
         axes[-1].set_xlabel("step")
-        axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
+        legend(axes[0])
 
     if not parts:
         return None

@@ -64,7 +64,9 @@ def weight_table(report: dict, config: dict) -> Table | None:
     )
     if report.get("bayes"):
         note += f" Extreme annotators in this world: {percent(config['data.simulated.extreme_share'])} %."
-    return Table("What the filter and the weight do", note, ["", "accuracy", "change", "excess bias", "change"], rows)
+    return Table(
+        "What the filter and the weight do", note, ["added", "accuracy", "change", "excess bias", "change"], rows
+    )
 
 
 def controls_table(report: dict) -> Table | None:

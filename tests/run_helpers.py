@@ -138,7 +138,8 @@ class Reader(html.parser.HTMLParser):
 
 
 def check_page(found: Reader) -> None:
-    """A page needs nothing else, and machines can read it aloud."""
+    """A page needs nothing else, machines can read it aloud, and no caption scrolls away with its table."""
+    assert not found.all("caption")
     assert not found.all("script", "link", "iframe", "object")
     addresses = [own[key] for _, own in found.elements for key in ("src", "href") if key in own]
     assert addresses and all(address.startswith(("data:image/svg+xml;base64,", "#")) for address in addresses)
