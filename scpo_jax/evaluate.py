@@ -173,6 +173,7 @@ def statistics(config, everything: Scored) -> dict:
         "bias": {m: bias.accuracies(own) for m, own in {"global": bias.global_rows(visited), **matrices}.items()},
         "bias_pairs": {group: len(pairs.rows) for group, pairs in visited.items()},
         "excess_bias": {method: bias.excess_bias(matrix, visited) for method, matrix in matrices.items()},
+        "effects": bias.effects(groups, matrices, visited),
         "worst_group": {method: bias.worst_group(own) for method, own in found.items()},
         "controls": {
             "method": main,
