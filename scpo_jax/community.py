@@ -1,0 +1,154 @@
+"""`scpo steer`: the profile of a community that nothing was trained for, from a few of its preference pairs.
+
+In score space a blend is linear in the strengths s, r = r_g + sum s_c (r_c - r_g), so s is fitted by logistic
+regression on score differences of pairs: that of the global RM is the offset, those of the group RMs minus it are the
+features. What is fitted is then used in weight space, where it costs one forward pass.
+
+The penalty is on |s|^2 as it is: a strength of 1 is a whole RM, so it draws towards {} (the global RM) and keeps blends
+near models that were trained. Features are not standardised each for itself, which would invite large strengths of
+groups whose RM hardly differs from the global one. Instead all differences are divided by one temperature, chosen with
+the penalty: RMs may be surer, or less sure, than their accuracy on this community warrants, and strengths should not be
+bent to make up for it. A profile does not depend on the scale of the rewards.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from scpo_jax import files, logistic, logs, metrics
+from scpo_jax.data import fields, jsonl
+from scpo_jax.errors import InputError
+from scpo_jax.judge import Judge
+from scpo_jax.workdir import Workdir
+
+MINIMUM_PAIRS = 8
+MINIMUM_USERS = 4  # prompts, where the pairs name no users
+FOLDS = 32  # as many users or fewer are left out one by one, more in as many parts
+PENALTIES = (
+    0.5,
+    1.5,
+    5.0,
+    15.0,
+    50.0,
+)  # on |s|^2 / 2, beside the loss summed over pairs; {} stands for an infinite one
+SHARPNESS = (0.5, 1.0, 2.0, 4.0)  # root mean square of the global RM's differences over the temperature
+RESAMPLES = 200  # of users, for the uncertainty of strengths
+
+
+class Fit(NamedTuple):
+    """Strengths and what shows how far to trust them."""
+
+    strengths: np.ndarray  # [K]
+    penalty: float  # the one chosen; inf for profile {}
+    held_out: np.ndarray  # [B] margin of each pair by the strengths fitted without its user, at that penalty
+    samples: np.ndarray  # [RESAMPLES, K] strengths of resampled users, at that penalty
+
+
+def fit(base: np.ndarray, features: np.ndarray, users) -> Fit:
+    """Strengths at the penalty and temperature of the smallest loss on left-out users; 0 unless that is below {}'s.
+
+    Args:
+      base: score difference r+ - r- of each pair by the global RM, `[B]`.
+      features: that of each group's RM minus that of the global one, `[B, K]`.
+      users: who labelled each pair, `[B]`.
+    """
+    base, features = np.asarray(base, np.float64), np.asarray(features, np.float64)
+    size, folds = math.sqrt(np.mean(base**2)) or 1.0, folds_of(users)
+    scales = [sharpness / size for sharpness in SHARPNESS]
+    margins = {(math.inf, scale): scale * base for scale in scales}
+    margins |= {
+        (penalty, scale): left_out(scale * base, scale * features, folds, penalty)
+        for penalty in PENALTIES
+        for scale in scales
+    }
+    losses = {choice: np.mean(np.logaddexp(0, -own)) for choice, own in margins.items()}
+    best = min(losses, key=losses.get)  # of equals the first: {}
+    (penalty, scale), held_out = best, margins[best]
+    if penalty == math.inf:
+        return Fit(np.zeros(features.shape[1]), penalty, held_out, np.zeros((RESAMPLES, features.shape[1])))
+    counts = metrics.bootstrap_counts(np.asarray(users), np.random.default_rng(0), RESAMPLES)
+    samples = [strengths_of(scale * base, scale * features, penalty, own) for own in counts]
+    return Fit(strengths_of(scale * base, scale * features, penalty), penalty, held_out, np.array(samples))
+
+
+def strengths_of(base: np.ndarray, features: np.ndarray, penalty: float, weights=None) -> np.ndarray:
+    """The strengths `[K]` that minimise the loss summed over pairs + penalty / 2 * |s|^2."""
+    return logistic.fit(features, penalty / len(base), weights=weights, offset=base)
+
+
+def folds_of(users) -> np.ndarray:
+    """The fold of each pair, `[B]`: users are dealt at random, so that each fold has one where they are few."""
+    names, member = np.unique(users, return_inverse=True)
+    return np.random.default_rng(0).permutation(len(names))[member] % FOLDS
+
+
+def left_out(base: np.ndarray, features: np.ndarray, folds: np.ndarray, penalty: float) -> np.ndarray:
+    """Margin of each pair by strengths fitted without its fold, `[B]`."""
+    margins = np.empty(len(base))
+    for fold in np.unique(folds):
+        test = folds == fold
+        margins[test] = base[test] + features[test] @ strengths_of(base[~test], features[~test], penalty)
+    return margins
+
+
+def steer_file(judge: Judge, source: str, output: str) -> None:
+    """Writes the profile of the community whose pairs `source` holds, with its uncertainty; raises InputError."""
+    path = files.output_path(output)
+    if not judge.groups:
+        raise InputError("scpo steer blends the RMs of a method's groups, and here are none: choose another --method")
+    found = jsonl.read(source)
+    users = [pair["user_id"] for pair in found.pairs]
+    if len(users) < MINIMUM_PAIRS or len(set(users)) < MINIMUM_USERS:
+        raise InputError(
+            f"{source} has {len(users)} usable pairs of {len(set(users))} users (prompts, where no user_id is given): "
+            f"a profile needs at least {MINIMUM_PAIRS} of {MINIMUM_USERS}"
+        )
+    if len(found.groups) > 1:
+        logs.say(f"steer: pairs of {fields.listing(found.groups)} are taken for those of one community")
+    base = files.margins(judge.default, found.pairs)
+    own = [files.margins(judge.scorer(group), found.pairs) for group in judge.groups]
+    fitted = fit(base, np.stack(own, axis=1) - base[:, None], users)
+    report = report_of(fitted, list(judge.groups), base, users)
+    Workdir.write_json(path, report | {"method": judge.method, "dropped": found.dropped})
+    logs.say(summary(report))
+
+
+def report_of(fitted: Fit, groups: list[str], base: np.ndarray, users: list[str]) -> dict:
+    """What the profile's file holds.
+
+    "strengths" has the standard deviation and the central 95 % of each strength over resampled users, at the chosen
+    penalty and temperature; the penalty draws all of them towards 0. "left_out" has accuracies on left-out users by the
+    profile and by the global RM, and their difference with its interval; the penalty was chosen on the same users.
+    """
+    right = {"profile": fitted.held_out > 0, "global": base > 0}
+    counts = metrics.bootstrap_counts(np.asarray(users), np.random.default_rng(1))
+    strengths = {}
+    for group, strength, samples in zip(groups, fitted.strengths, fitted.samples.T, strict=True):
+        low, high = metrics.interval(samples)
+        strengths[group] = {"strength": float(strength), "std": float(samples.std()), "low": low, "high": high}
+    profile = {group: round(own["strength"], 4) for group, own in strengths.items()}
+    return {
+        "profile": {group: strength for group, strength in profile.items() if strength},
+        "strengths": strengths,
+        "left_out": {name: float(np.mean(own)) for name, own in right.items()}
+        | metrics.mean_difference([right["profile"] - right["global"].astype(float)], [counts]),
+        "penalty": None if fitted.penalty == math.inf else fitted.penalty,
+        "pairs": len(users),
+        "users": len(set(users)),
+    }
+
+
+def summary(report: dict) -> str:
+    """A fit for people."""
+    profile, found = report["profile"], report["left_out"]
+    named = ", ".join(
+        f"{group} {strength:+.2f} (std {report['strengths'][group]['std']:.2f})"
+        for group, strength in sorted(profile.items(), key=lambda item: -abs(item[1]))
+    )
+    points = ", ".join(f"{100 * found[key]:.1f}" for key in ("low", "high"))
+    return (
+        f"steer: {named or 'no group helps: the profile is {}, the global RM'}; accuracy on left-out users "
+        f"{100 * found['profile']:.1f} %, the global RM's {100 * found['global']:.1f} %, difference "
+        f"{100 * found['difference']:+.1f} [{points}] points, {report['pairs']} pairs of {report['users']} users"
+    )
