@@ -25,14 +25,9 @@ from scpo_jax.workdir import Workdir
 MINIMUM_PAIRS = 8
 MINIMUM_USERS = 4  # prompts, where the pairs name no users
 FOLDS = 32  # as many users or fewer are left out one by one, more in as many parts
-PENALTIES = (
-    0.5,
-    1.5,
-    5.0,
-    15.0,
-    50.0,
-)  # on |s|^2 / 2, beside the loss summed over pairs; {} stands for an infinite one
-SHARPNESS = (0.5, 1.0, 2.0, 4.0)  # root mean square of the global RM's differences over the temperature
+PENALTIES = (math.inf, 100.0, 50.0, 20.0, 10.0)  # on |s|^2 / 2, beside the loss summed over pairs; inf is {}
+SHARPNESS = (0.5, 1.0, 2.0, 4.0, 8.0)  # root mean square of the global RM's differences over the temperature
+TOLERANCE = 0.25  # standard errors of the left-out loss that a stronger penalty may cost
 RESAMPLES = 200  # of users, for the uncertainty of strengths
 
 
@@ -46,7 +41,10 @@ class Fit(NamedTuple):
 
 
 def fit(base: np.ndarray, features: np.ndarray, users) -> Fit:
-    """Strengths at the penalty and temperature of the smallest loss on left-out users; 0 unless that is below {}'s.
+    """Strengths at the strongest penalty whose loss on left-out users is as good as the smallest, within TOLERANCE.
+
+    Of each penalty the temperature of the smallest loss is taken. TOLERANCE, PENALTIES and SHARPNESS were chosen in the
+    linear world of `tests/bench/steering.py`, on a seed that it does not use.
 
     Args:
       base: score difference r+ - r- of each pair by the global RM, `[B]`.
@@ -55,25 +53,37 @@ def fit(base: np.ndarray, features: np.ndarray, users) -> Fit:
     """
     base, features = np.asarray(base, np.float64), np.asarray(features, np.float64)
     size, folds = math.sqrt(np.mean(base**2)) or 1.0, folds_of(users)
-    scales = [sharpness / size for sharpness in SHARPNESS]
-    margins = {(math.inf, scale): scale * base for scale in scales}
-    margins |= {
-        (penalty, scale): left_out(scale * base, scale * features, folds, penalty)
-        for penalty in PENALTIES
-        for scale in scales
-    }
-    losses = {choice: np.mean(np.logaddexp(0, -own)) for choice, own in margins.items()}
-    best = min(losses, key=losses.get)  # of equals the first: {}
-    (penalty, scale), held_out = best, margins[best]
-    if penalty == math.inf:
-        return Fit(np.zeros(features.shape[1]), penalty, held_out, np.zeros((RESAMPLES, features.shape[1])))
+    held_out = {}
+    for penalty in PENALTIES:
+        tried = {
+            scale: left_out(scale * base, scale * features, folds, penalty)
+            for scale in (sharpness / size for sharpness in SHARPNESS)
+        }
+        scale = min(tried, key=lambda scale: loss(tried[scale]).mean())
+        held_out[penalty] = scale, tried[scale]
+    penalty = choose({penalty: loss(margins) for penalty, (_, margins) in held_out.items()})
+    scale, margins = held_out[penalty]
     counts = metrics.bootstrap_counts(np.asarray(users), np.random.default_rng(0), RESAMPLES)
     samples = [strengths_of(scale * base, scale * features, penalty, own) for own in counts]
-    return Fit(strengths_of(scale * base, scale * features, penalty), penalty, held_out, np.array(samples))
+    return Fit(strengths_of(scale * base, scale * features, penalty), penalty, margins, np.array(samples))
+
+
+def loss(margins: np.ndarray) -> np.ndarray:
+    """-log sigmoid(margin) of each pair, `[B]`."""
+    return np.logaddexp(0, -margins)
+
+
+def choose(losses: dict[float, np.ndarray]) -> float:
+    """The first penalty whose mean loss exceeds the smallest by at most TOLERANCE standard errors of the difference."""
+    best = min(losses.values(), key=np.mean)
+    excess = {penalty: own - best for penalty, own in losses.items()}
+    return next(p for p, own in excess.items() if own.mean() <= TOLERANCE * own.std() / math.sqrt(len(own)))
 
 
 def strengths_of(base: np.ndarray, features: np.ndarray, penalty: float, weights=None) -> np.ndarray:
-    """The strengths `[K]` that minimise the loss summed over pairs + penalty / 2 * |s|^2."""
+    """The strengths `[K]` that minimise the loss summed over pairs + penalty / 2 * |s|^2; 0 if it is infinite."""
+    if penalty == math.inf:
+        return np.zeros(features.shape[1])
     return logistic.fit(features, penalty / len(base), weights=weights, offset=base)
 
 
