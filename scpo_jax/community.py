@@ -26,7 +26,7 @@ MINIMUM_PAIRS = 8
 MINIMUM_USERS = 4  # prompts, where the pairs name no users
 FOLDS = 32  # as many users or fewer are left out one by one, more in as many parts
 PENALTIES = (math.inf, 100.0, 50.0, 20.0, 10.0)  # on |s|^2 / 2, beside the loss summed over pairs; inf is {}
-SHARPNESS = (0.5, 1.0, 2.0, 4.0, 8.0)  # root mean square of the global RM's differences over the temperature
+SHARPNESS = (0.5, 1.0, 2.0, 4.0, 8.0)  # root mean square of all RMs' differences over the temperature
 TOLERANCE = 0.25  # standard errors of the left-out loss that a stronger penalty may cost
 RESAMPLES = 200  # of users, for the uncertainty of strengths
 
@@ -36,8 +36,8 @@ class Fit(NamedTuple):
 
     strengths: np.ndarray  # [K]
     penalty: float  # the one chosen; inf for profile {}
-    held_out: np.ndarray  # [B] margin of each pair by the strengths fitted without its user, at that penalty
-    samples: np.ndarray  # [RESAMPLES, K] strengths of resampled users, at that penalty
+    scale: float  # 1 / temperature
+    held_out: np.ndarray  # [B] margin of each pair, over the temperature, by the strengths fitted without its user
 
 
 def fit(base: np.ndarray, features: np.ndarray, users) -> Fit:
@@ -52,7 +52,8 @@ def fit(base: np.ndarray, features: np.ndarray, users) -> Fit:
       users: who labelled each pair, `[B]`.
     """
     base, features = np.asarray(base, np.float64), np.asarray(features, np.float64)
-    size, folds = math.sqrt(np.mean(base**2)) or 1.0, folds_of(users)
+    differences = np.column_stack([base, base[:, None] + features])  # by each RM
+    size, folds = math.sqrt(np.mean(differences**2)) or 1.0, folds_of(users)
     held_out = {}
     for penalty in PENALTIES:
         tried = {
@@ -63,9 +64,14 @@ def fit(base: np.ndarray, features: np.ndarray, users) -> Fit:
         held_out[penalty] = scale, tried[scale]
     penalty = choose({penalty: loss(margins) for penalty, (_, margins) in held_out.items()})
     scale, margins = held_out[penalty]
+    return Fit(strengths_of(scale * base, scale * features, penalty), penalty, scale, margins)
+
+
+def resampled(fitted: Fit, base: np.ndarray, features: np.ndarray, users) -> np.ndarray:
+    """Strengths of resampled users at the penalty and temperature of a fit, `[RESAMPLES, K]`."""
     counts = metrics.bootstrap_counts(np.asarray(users), np.random.default_rng(0), RESAMPLES)
-    samples = [strengths_of(scale * base, scale * features, penalty, own) for own in counts]
-    return Fit(strengths_of(scale * base, scale * features, penalty), penalty, margins, np.array(samples))
+    base, features = fitted.scale * np.asarray(base, np.float64), fitted.scale * np.asarray(features, np.float64)
+    return np.array([strengths_of(base, features, fitted.penalty, own) for own in counts])
 
 
 def loss(margins: np.ndarray) -> np.ndarray:
@@ -118,23 +124,24 @@ def steer_file(judge: Judge, source: str, output: str) -> None:
         logs.say(f"steer: pairs of {fields.listing(found.groups)} are taken for those of one community")
     base = files.margins(judge.default, found.pairs)
     own = [files.margins(judge.scorer(group), found.pairs) for group in judge.groups]
-    fitted = fit(base, np.stack(own, axis=1) - base[:, None], users)
-    report = report_of(fitted, list(judge.groups), base, users)
+    report = report_of(list(judge.groups), base, np.stack(own, axis=1) - base[:, None], users)
     Workdir.write_json(path, report | {"method": judge.method, "dropped": found.dropped})
     logs.say(summary(report))
 
 
-def report_of(fitted: Fit, groups: list[str], base: np.ndarray, users: list[str]) -> dict:
-    """What the profile's file holds.
+def report_of(groups: list[str], base: np.ndarray, features: np.ndarray, users: list[str]) -> dict:
+    """Fits a profile; what its file holds. The arguments are those of `fit`.
 
     "strengths" has the standard deviation and the central 95 % of each strength over resampled users, at the chosen
     penalty and temperature; the penalty draws all of them towards 0. "left_out" has accuracies on left-out users by the
     profile and by the global RM, and their difference with its interval; the penalty was chosen on the same users.
     """
+    fitted = fit(base, features, users)
     right = {"profile": fitted.held_out > 0, "global": base > 0}
     counts = metrics.bootstrap_counts(np.asarray(users), np.random.default_rng(1))
     strengths = {}
-    for group, strength, samples in zip(groups, fitted.strengths, fitted.samples.T, strict=True):
+    draws = resampled(fitted, base, features, users)
+    for group, strength, samples in zip(groups, fitted.strengths, draws.T, strict=True):
         low, high = metrics.interval(samples)
         strengths[group] = {"strength": float(strength), "std": float(samples.std()), "low": low, "high": high}
     profile = {group: round(own["strength"], 4) for group, own in strengths.items()}
