@@ -94,6 +94,20 @@ def effects(groups: dict[str, GroupPairs], matrices: dict[str, Matrix], visited:
     }
 
 
+def abroad(matrix: Matrix, visited: dict[str, GroupPairs]) -> dict | None:
+    """Accuracy of i's RM on the pairs of the other groups, mean over these and over i, with its interval.
+
+    The bootstrap is over the users of every group, the same resamples for all RMs. None with fewer than two groups.
+    """
+    rows = [{j: (margins > 0).astype(float) for j, margins in row.items() if j != i} for i, row in matrix.items()]
+    rows = [row for row in rows if row]
+    if not rows:
+        return None
+    samples = [metrics.mean_samples(list(row.values()), [visited[j].counts for j in row]) for row in rows]
+    estimate = float(np.mean([np.mean([right.mean() for right in row.values()]) for row in rows]))
+    return _record(estimate, np.mean(samples, axis=0))
+
+
 def worst_group(records: dict[str, dict]) -> dict | None:
     """The group of the lowest accuracy on all its pairs, with its own record A; None without groups.
 

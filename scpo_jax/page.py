@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
-from scpo_jax import benchmark_page, figures, page_tables, tables
+from scpo_jax import benchmark_page, figures, page_tables, strengths, tables
 from scpo_jax.data import preferences
 from scpo_jax.drawing import Picture
 from scpo_jax.tables import spread
@@ -68,6 +68,8 @@ def draw_all(workdir: Workdir, report: dict, selection: Sequence[dict]) -> list[
         figures.controls(report),
         figures.trade_off(report),
         figures.heat_map(report),
+        strengths.pareto(report["steering"]),
+        strengths.curves(report["steering"]),
         figures.reliability(report),
         figures.training(report, training_curves(workdir, list(report["methods"]))),
     ]
@@ -111,6 +113,7 @@ def context(workdir: Workdir, report: dict, summary: dict, selection: Sequence[d
         "controls": page_tables.controls_table(report),
         "fairness": tables.fairness_table(report) if report["paired"]["method"] else None,
         "bias": page_tables.bias_table(report),
+        "steering": strengths.table(report["steering"]),
         "lowest": page_tables.lowest_table(report),
         "fields": page_tables.fields_table(report),
         "errors": page_tables.calibration_table(report),

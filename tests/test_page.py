@@ -33,13 +33,16 @@ def test_what_the_page_says(finished):
         "Kept pairs",
         "Methods",
         "Whom it hurts",
+        "Steering",
         "Calibration",
         "Examples",
         "Guards",
     ):
         assert part in text
     written = {path.stem for path in (finished.workdir / "figures").iterdir()}
-    assert written == {"accuracy", "methods", "kept", "weights", "trade_off", "bias", "reliability"}
+    assert written == {
+        "accuracy", "methods", "kept", "weights", "trade_off", "bias", "reliability", "pareto", "strengths"
+    }  # fmt: skip
     assert all((finished.workdir / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG" for name in written)
 
 
@@ -79,7 +82,7 @@ def test_a_run_without_methods_has_a_page(copy):
         report[key] = {"global": report[key]["global"]}
     for key in ("gain", "flips", "noise", "macro_noise", "excess_bias", "steps"):
         report[key] = {}
-    report["paired"], report["fields"] = {"method": None, "against": {}}, {}
+    report["paired"], report["fields"], report["steering"] = {"method": None, "against": {}}, {}, {}
     report["controls"] |= {"method": None}
     path.write_text(json.dumps(report))
     page.write(Workdir(copy.workdir))
