@@ -134,8 +134,8 @@ def score_groups(
             if not checkpoint.is_checkpoint(folder):
                 continue
             loaded = checkpoint.load(folder)
-            key = json.dumps(loaded.model.config, sort_keys=True)
-            function = functions.setdefault(key, score.score_function(loaded.model, config.model.dtype))
+            structure = loaded.model.structure
+            function = functions.setdefault(structure, score.score_function(loaded.model, config.model.dtype))
             wanted = own_texts | fitted_texts | abroad if name in matrices else own_texts
             values = score.score_texts(function, loaded.params, [texts[key] for key in wanted])
             scores = dict(zip(wanted, values, strict=True))

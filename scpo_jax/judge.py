@@ -53,7 +53,7 @@ class Judge:
     def _scorer(self, loaded: Loaded) -> Scorer:
         """A scorer; models of one structure share their compiled programs."""
         card = loaded.card | ({"max_length": self._max_length} if self._max_length else {})
-        structure = json.dumps(loaded.model.config, sort_keys=True)
+        structure = loaded.model.structure
         if structure not in self._functions:
             self._functions[structure] = score.score_function(loaded.model, self._dtype)
         return Scorer(loaded._replace(card=card), self._functions[structure])
