@@ -52,7 +52,7 @@ from scpo_jax.efficiency import AXES, GLOBAL, MARGIN, Key, Seed, Seeds
 from scpo_jax.errors import InputError
 from scpo_jax.evaluate import with_global
 from scpo_jax.scored_pairs import SUBSETS, GroupPairs, test_pairs
-from scpo_jax.train_groups import Trainer
+from scpo_jax.train_groups import Trainer, load_to_train
 from scpo_jax.workdir import Workdir, check_place, digest, finished
 
 ALWAYS = ("full", "random_subset")  # the target, and what a filter has to beat
@@ -148,7 +148,7 @@ def run_seed(config, workdir: Workdir, design: Design, force: bool) -> Seed:
     selection = {row["pair_id"]: row for row in preferences.read_table(workdir.selection).to_pylist()}
     groups, of_group = groups_of(config, workdir, table)
     rows = [row for own in of_group.values() for row in own]
-    trainer = Trainer(config, workdir, stages.load_global(config, workdir), rows)
+    trainer = Trainer(config, workdir, load_to_train(config, workdir), rows)
     shares = {
         group: benchmark_cells.shares_of(config, design.methods, design.fractions, group, own, selection)
         for group, own in of_group.items()

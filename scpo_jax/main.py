@@ -122,13 +122,16 @@ def _judge(values: flags.FlagValues):
 def _define_export(values: flags.FlagValues) -> None:
     flags.DEFINE_string("checkpoint", None, "a checkpoint of ours", flag_values=values)
     flags.DEFINE_string("output", None, "Hugging Face folder to write", flag_values=values)
+    flags.DEFINE_enum(
+        "format", "merged", ["merged", "peft"], "of adapters: merged into their base, or alone", flag_values=values
+    )
 
 
 def _export(values: flags.FlagValues, command: str) -> None:
     from scpo_jax import judge
 
     _require(values, "checkpoint", "output")
-    judge.export(values.checkpoint, values.output)
+    judge.export(values.checkpoint, values.output, values.format)
 
 
 def _define_preflight(values: flags.FlagValues) -> None:

@@ -150,7 +150,7 @@ def structure(config, folder, tokenizer) -> RewardModel:
     if folder:
         return module.build(weights.read_json(folder / "config.json"), str(folder))
     if config.model.name_or_path:
-        return checkpoint.load(config.model.name_or_path).model
+        return checkpoint.load_merged(config.model.name_or_path).model
     if tokenizer:
         return module.build(stages.scratch_config(config, tokenizer))
     tokenizer = stages.vocabulary.make_tokenizer([], 0, config.model.max_length)
