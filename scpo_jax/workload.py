@@ -21,6 +21,7 @@ from scpo_jax.models.module import RewardModel
 from scpo_jax.train_reward import Options, Training
 
 Shape = tuple[int, int]  # (R, T)
+GLOBAL = "train global"  # the training of the global RM
 
 
 class Material(NamedTuple):
@@ -157,11 +158,17 @@ def structure(config, folder, tokenizer) -> RewardModel:
     return module.build(stages.scratch_config(config, tokenizer) | {"vocab_size": config.model.scratch.vocab_size})
 
 
+def adapted(config, model: RewardModel) -> RewardModel:
+    """The model of the groups' trainings: with adapters, if the config has them. Raises InputError."""
+    adapters = train_groups.adapters_of(config)
+    return module.build(model.config, "config.train.lora", adapters) if adapters else model
+
+
 def trainings_of(config, material: Material, mesh: Mesh) -> list[TrainingWork]:
     """The trainings of a run, one for each number of groups that are trained at once."""
     found = []
     if material.global_training:
-        found.append(plan_training("train global", material, [[material.global_training]], mesh, 1))
+        found.append(plan_training(GLOBAL, material, [[material.global_training]], mesh, 1))
     limit = config.train.groups_per_program
     at_once = len(material.trainings) if limit == -1 else limit
     chunks = [material.trainings[i : i + at_once] for i in range(0, len(material.trainings), at_once)]

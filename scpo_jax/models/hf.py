@@ -178,11 +178,11 @@ def parameter_sources(model: module.RewardModel) -> dict[tuple[str, ...], Source
     return sources
 
 
-def assemble(source: Source, tensors: dict) -> jax.Array:
-    """The float32 parameter of its tensors."""
+def assemble(source: Source, tensors: dict) -> np.ndarray:
+    """The float32 parameter of its tensors, on the host: a device may be too small for the whole model."""
     arrays = [np.asarray(tensors[name], np.float32) for name in source.names]
     arrays = [array.T if source.transposed else array for array in arrays]
-    return jnp.asarray(np.stack(arrays) if source.stacked else arrays[0])
+    return np.stack(arrays) if source.stacked else np.ascontiguousarray(arrays[0])
 
 
 def disassemble(source: Source, array) -> dict[str, np.ndarray]:
