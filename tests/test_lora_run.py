@@ -67,6 +67,7 @@ def test_a_workdir_may_move_and_a_base_may_not_change(finished, chile, tmp_path,
     assert scores(there / "scpo/chile", tmp_path) == ours
     start = checkpoint.load(there / "global")
     shutil.rmtree(there / "global")
+    checkpoint._load_base.cache_clear()  # as another process would see it
     flags = [f"--input={tmp_path / 'rows.jsonl'}", f"--output={tmp_path / 'new.jsonl'}"]
     line = refusal(capsys, "score", f"--model={there / 'scpo/chile'}", *flags)
     assert "holds adapters alone, and their base cannot be read" in line and str(there / "global") in line
