@@ -45,6 +45,7 @@ from typing import NamedTuple
 import numpy as np
 
 from scpo_jax import benchmark_cells, benchmark_tables, configuration, efficiency, logs, page, pipeline, scpo, stages
+from scpo_jax.adapters import load_to_train
 from scpo_jax.benchmark_cells import ANNOTATION, COUNTS
 from scpo_jax.data import preferences
 from scpo_jax.data.fields import listing
@@ -52,7 +53,7 @@ from scpo_jax.efficiency import AXES, GLOBAL, MARGIN, Key, Seed, Seeds
 from scpo_jax.errors import InputError
 from scpo_jax.evaluate import with_global
 from scpo_jax.scored_pairs import SUBSETS, GroupPairs, test_pairs
-from scpo_jax.train_groups import Trainer, load_to_train
+from scpo_jax.train_groups import Trainer
 from scpo_jax.workdir import Workdir, check_place, digest, finished
 
 ALWAYS = ("full", "random_subset")  # the target, and what a filter has to beat

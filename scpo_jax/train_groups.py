@@ -10,6 +10,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from scpo_jax import (
+    adapters,
     checkpoint,
     controls,
     distributed,
@@ -29,7 +30,6 @@ from scpo_jax.data.batches import Pairs
 from scpo_jax.data.encoding import Text
 from scpo_jax.errors import InputError
 from scpo_jax.models import hf, module
-from scpo_jax.models.lora import Lora
 from scpo_jax.models.module import RewardModel
 from scpo_jax.train_reward import Training
 from scpo_jax.workdir import Workdir, digest, slugs_of
@@ -74,33 +74,6 @@ def from_scratch(config, tokenizer) -> Loaded:
     return Loaded(model, params, tokenizer, {})
 
 
-def adapters_of(config) -> Lora | None:
-    """The adapters that the groups' RMs are trained by; None where all their parameters are."""
-    settings = config.train.lora
-    options = settings.rank, float(settings.alpha), tuple(settings.targets), settings.dropout
-    return Lora(*options) if settings.rank else None
-
-
-def load_to_train(config, workdir: Workdir) -> Loaded:
-    """The global RM, with fresh adapters if the groups' RMs are to be trained by them. Raises InputError."""
-    start, adapters = stages.load_global(config, workdir), adapters_of(config)
-    if adapters is None:
-        return start
-    key = jax.random.key(train_reward.derived_seed(config.seed, "lora"))
-    # on the host: the devices hold the base in the form that the program takes
-    model, params = module.adapt(start.model, jax.device_get(start.params), adapters, key)
-    return start._replace(model=model, params=params, card={"base": base_of(config, workdir, params)})
-
-
-def base_of(config, workdir: Workdir, params: dict) -> dict:
-    """What the checkpoints of adapters say of the global RM, see `checkpoint.reference`."""
-    name = config.model.name_or_path
-    if config.global_rm.train:  # the workdir may move
-        return checkpoint.reference(f"../../{workdir.global_checkpoint.name}", "", params)
-    folder = epath.Path(name).expanduser()
-    return checkpoint.reference(str(folder.resolve()) if folder.exists() else name, config.model.revision, params)
-
-
 class Job(NamedTuple):
     """A reward model to train and where it goes."""
 
@@ -119,7 +92,7 @@ class Trainer:
 
     def __init__(self, config, workdir: Workdir, start: Loaded, rows: list[dict]):
         self._config, self._workdir, self._start = config, workdir, start
-        self.adapters = start.model.lora
+        self.adapters = [start.model.lora] if start.model.lora else []
         self._texts = tokens.read(config, workdir, tokens.texts_of(rows), training=True)
         score.check_length(list(self._texts.values()), start.model)
         self._score = score.score_function(start.model, config.model.dtype)
@@ -253,7 +226,7 @@ def train(config, workdir: Workdir) -> None:
         if not of_group[group]:
             logs.say(f"train: {group} has no training pair, skipped")
     of_group = {group: own for group, own in of_group.items() if own}
-    trainer = Trainer(config, workdir, load_to_train(config, workdir), rows)
+    trainer = Trainer(config, workdir, adapters.load_to_train(config, workdir), rows)
     names = [*config.scpo.methods, *config.controls]
     if distributed.is_writer():
         remove_other_checkpoints(workdir, {(name, slugs[group]) for name in names for group in of_group})
@@ -328,7 +301,7 @@ def make_job(
     rows, weights, held_out, source = material
     options = train_reward.options_from(config, group)
     inputs = [[row["pair_id"] for row in rows], weights.tolist(), [row["pair_id"] for row in held_out]]
-    fingerprint = digest([workdir.fingerprint("score"), dict(vars(options)), inputs, trainer.adapters])
+    fingerprint = digest([workdir.fingerprint("score"), dict(vars(options)), inputs, *trainer.adapters])
     card = card_of(config, method=method, group=group, pairs=len(rows), fingerprint=fingerprint)
     card |= {key: known[key] for key in ("tau", "beta")} | {"trained_on": list(source)}
     validation = trainer.pairs(held_out, np.ones(len(held_out), np.float32)) if held_out else None

@@ -158,12 +158,6 @@ def structure(config, folder, tokenizer) -> RewardModel:
     return module.build(stages.scratch_config(config, tokenizer) | {"vocab_size": config.model.scratch.vocab_size})
 
 
-def adapted(config, model: RewardModel) -> RewardModel:
-    """The model of the groups' trainings: with adapters, if the config has them. Raises InputError."""
-    adapters = train_groups.adapters_of(config)
-    return module.build(model.config, "config.train.lora", adapters) if adapters else model
-
-
 def trainings_of(config, material: Material, mesh: Mesh) -> list[TrainingWork]:
     """The trainings of a run, one for each number of groups that are trained at once."""
     found = []
