@@ -33,9 +33,13 @@ intervals 95 %, see `efficiency`; null for "not reached", or where there is no s
      "needed": {B: {M: {"annotated": N, "trained": N}}}, N of `efficiency.needed`: {"pairs", "low", "high", "share",
          "reached"},
      "ratio": {B: {M: {"all", "kept", "ratio", "difference", "low", "high", "p"}}}, see `efficiency.ratio`,
-     "paired": {B: [{"fraction", "method", "against", "difference", "low", "high", "p"}]} at equal fractions}
+     "paired": {B: [{"fraction", "method", "against", "difference", "low", "high", "p"}]} at equal fractions,
+     "equal_labels": {B: [{"method", "against", ...}]}, see `efficiency.at_equal_labels`,
+     "command": the last one}
 
-B is "steps" or "epochs". Keys of objects are strings. `reports/benchmark.md` has the tables of the terminal.
+B is "steps" or "epochs". Keys of objects are strings. `reports/benchmark.md` has the tables of the terminal,
+`report.html` the figures as well: the page of a finished `scpo run` in the workdir gets a section, else it is a page of
+its own.
 """
 
 import time
@@ -64,6 +68,7 @@ RULES = {
     "epochs": "every cell sees its pairs as often as full sees all of them in config.train.max_steps steps",
 }
 RIVALS = ("full", "random_subset", "random_annotation")  # that the other methods are compared with
+SELECTIONS = ("uncertain", "trim"), ("scpo", "full", "random_subset")  # compared at equal numbers of annotated pairs
 BEFORE = ("prepare", "global", "score", "select")
 
 
@@ -126,12 +131,14 @@ def run(config, workdir: Workdir, design: Design, *, force: bool = False, comman
         logs.say(f"benchmark: seed {name}")
         pipeline.run(own, place, only=BEFORE, force=force, command=command)
         found[name] = run_seed(own, place, design, force)
-        report = report_of(design, found, config.train.batch_size)
+        report = report_of(design, found, config.train.batch_size) | {"command": command}
         workdir.write_json(workdir.reports / "benchmark.json", report)
         text = benchmark_tables.text(report)
         (workdir.reports / "benchmark.md").write_text(text)
-    if finished(workdir.record(), "report"):
-        page.write(workdir)
+        if finished(workdir.record(), "report"):
+            page.write(workdir)
+        else:
+            page.write_benchmark(workdir)
     print(text)
     logs.say(f"benchmark: {time.monotonic() - started:.0f} s")
 
@@ -140,7 +147,7 @@ def run_of(config, workdir: Workdir, seed: int):
     """(config, workdir) of a seed."""
     own = config.copy_and_resolve_references()
     own.seed = seed
-    return own, Workdir(workdir.root / "benchmark" / f"seed-{seed}")
+    return own, workdir.seed_of_benchmark(seed)
 
 
 def run_seed(config, workdir: Workdir, design: Design, force: bool) -> Seed:
@@ -217,6 +224,7 @@ def report_of(design: Design, found: dict[str, Seed], batch_size: int) -> dict:
             for rule in design.rules
         },
         "paired": {rule: paired(seeds, rule, design) for rule in design.rules},
+        "equal_labels": {rule: equal_labels(seeds, rule, design) for rule in design.rules},
     }
 
 
@@ -251,3 +259,14 @@ def paired(seeds: Seeds, rule: str, design: Design) -> list[dict]:
         for rival in rivals
         if method != rival
     ]
+
+
+def equal_labels(seeds: Seeds, rule: str, design: Design) -> list[dict]:
+    """Selections against each other and against none, where they have annotated equally many pairs."""
+    names = [[name for name in side if name in design.methods] for side in SELECTIONS]
+    compared = [
+        (method, rival, efficiency.at_equal_labels(seeds, rule, method, rival, design.fractions))
+        for method in names[0]
+        for rival in names[1]
+    ]
+    return [{"method": method, "against": rival} | found for method, rival, found in compared if found]

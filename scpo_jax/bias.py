@@ -5,9 +5,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from scpo_jax import metrics
-from scpo_jax.scored_pairs import GroupPairs
+from scpo_jax.scored_pairs import GroupPairs, compare
 
 VISITED_PAIRS = 256  # pairs of a group that every RM is tried on, whole users; all pairs would cost G times as much
+
+EFFECTS = {  # what is added -> methods without and with it
+    "filter, nothing weighted": ("full", "filter_only"),
+    "weight, kept pairs": ("filter_only", "scpo"),
+    "weight, all pairs": ("full", "weight_only"),
+    "uncertain pairs alone": ("full", "uncertain"),
+    "weight, uncertain pairs": ("uncertain", "uncertain_weighted"),
+    "trimmed pairs alone": ("full", "trim"),
+    "weight, trimmed pairs": ("trim", "trim_weighted"),
+}
 
 Matrix = dict[str, dict[str, np.ndarray]]  # group i -> group j -> margins by i's RM on pairs of j, `[B_j]`
 
@@ -35,15 +45,18 @@ def global_rows(visited: dict[str, GroupPairs]) -> Matrix:
     return dict.fromkeys(visited, row)
 
 
-def excess_bias(matrix: Matrix, visited: dict[str, GroupPairs]) -> dict:
+def excess_bias(matrix: Matrix, visited: dict[str, GroupPairs], before: Matrix | None = None) -> dict:
     """{"groups": {i: record}, "mean": record}: what i's RM costs the other groups, in accuracy against the global RM.
 
     The excess bias of RM i is the mean over j != i of (A[global, j] - A[i, j]), on the same pairs, with a bootstrap
     over the users of every j. "mean" is the mean over i, on the same resamples. None with fewer than two groups.
+    With the matrix `before` of another method: against i's RM of that method, so by how much the excess bias differs.
     """
+    before = global_rows(visited) if before is None else before
     losses = {
-        i: {j: visited[j].correct("global") - (margins > 0) for j, margins in row.items() if j != i}
+        i: {j: 1.0 * (before[i][j] > 0) - (margins > 0) for j, margins in row.items() if j != i}
         for i, row in matrix.items()
+        if i in before
     }
     losses = {i: row for i, row in losses.items() if row}
     if not losses:
@@ -62,6 +75,37 @@ def excess_bias(matrix: Matrix, visited: dict[str, GroupPairs]) -> dict:
 def _record(estimate: float, samples: np.ndarray) -> dict:
     low, high = metrics.interval(samples)
     return {"difference": estimate, "low": low, "high": high}
+
+
+def effects(groups: dict[str, GroupPairs], matrices: dict[str, Matrix], visited: dict[str, GroupPairs]) -> dict:
+    """{what: {"methods": [without, with], "accuracy": R, "excess_bias": R}}: what filter and weight change.
+
+    R is "with" minus "without", mean over groups, paired on the same resamples of users: {"difference", "low", "high"},
+    or None without groups to compare. Those of EFFECTS whose methods are there.
+    """
+    return {
+        what: {
+            "methods": [before, after],
+            "accuracy": compare(groups, after, before)["mean"],
+            "excess_bias": excess_bias(matrices[after], visited, matrices[before])["mean"],
+        }
+        for what, (before, after) in EFFECTS.items()
+        if {before, after} <= matrices.keys()
+    }
+
+
+def abroad(matrix: Matrix, visited: dict[str, GroupPairs]) -> dict | None:
+    """Accuracy of i's RM on the pairs of the other groups, mean over these and over i, with its interval.
+
+    The bootstrap is over the users of every group, the same resamples for all RMs. None with fewer than two groups.
+    """
+    rows = [{j: (margins > 0).astype(float) for j, margins in row.items() if j != i} for i, row in matrix.items()]
+    rows = [row for row in rows if row]
+    if not rows:
+        return None
+    samples = [metrics.mean_samples(list(row.values()), [visited[j].counts for j in row]) for row in rows]
+    estimate = float(np.mean([np.mean([right.mean() for right in row.values()]) for row in rows]))
+    return _record(estimate, np.mean(samples, axis=0))
 
 
 def worst_group(records: dict[str, dict]) -> dict | None:

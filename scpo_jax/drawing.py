@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 METHOD_COLOURS = (  # after Okabe and Ito (2008), as dark as needed for a contrast of 3; black is the global RM
-    "#000000", "#d55e00", "#0072b2", "#009e73", "#aa4499", "#997700", "#555555",
+    "#000000", "#d55e00", "#0072b2", "#009e73", "#aa4499", "#997700", "#555555", "#8b1a1a", "#332288", "#5d7f00",
 )  # fmt: skip
 MARKERS = "os^Dv<>Pp*hX"
 WIDTH = 4.6  # inches
@@ -25,7 +25,9 @@ class Picture(NamedTuple):
     png: bytes
 
 
-def draw(name: str, alt: str, caption: str, plot, *data, height: float, columns: int = 1, panels: int = 1) -> Picture:
+def draw(
+    name: str, alt: str, caption: str, plot, *data, height: float, columns: int = 1, panels: int = 1, share_y=True
+) -> Picture:
     """Draws one figure: `plot(axes, *data)` fills a list of `panels` axes in `columns`, `height` inches each row."""
     from matplotlib import font_manager, rc_context
     from matplotlib.figure import Figure
@@ -41,7 +43,7 @@ def draw(name: str, alt: str, caption: str, plot, *data, height: float, columns:
     with rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=(WIDTH, min(height * rows, 60)), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, sharex=panels > 1, sharey=panels > 1).ravel()
+        axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=share_y).ravel()
         for spare in axes[panels:]:
             spare.axis("off")
         for axis in axes[max(0, panels - columns) : panels]:
@@ -80,8 +82,10 @@ def bars(axis, records: Sequence[dict | None], key: str, offset: float, **look) 
 
 
 def legend(axis, columns: int = 3) -> None:
-    """The legend above the plot."""
-    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2, handletextpad=0.2)
+    """The legend of what an axis shows, above the whole figure; none if nothing has a label."""
+    handles, labels = axis.get_legend_handles_labels()
+    if handles:
+        axis.figure.legend(handles, labels, loc="outside upper left", ncols=columns, handletextpad=0.3)
 
 
 def shortened(name: str, most: int = 18) -> str:

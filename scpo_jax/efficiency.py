@@ -181,6 +181,45 @@ def difference(seeds: Seeds, key: Key, other: Key) -> dict:
     return {"difference": mine - theirs, "low": low, "high": high, "p": metrics.p_value(own - others)}
 
 
+def at_equal_labels(seeds: Seeds, budget: str, method: str, rival: str, fractions: Sequence[float]) -> dict | None:
+    """The accuracy of a method minus that of another where both have annotated equally many pairs.
+
+    These are as many as both have annotated at 1, or the one that needs fewer has. There the curve of the other lies
+    between two of its points, on a straight line over the logarithm of the annotated pairs: where more pairs help ever
+    less that is too low, to the disadvantage of the one that is "interpolated". Curves are those of the same resample.
+
+    Returns:
+      {"annotated", "interpolated": name or None, "difference", "low", "high", "p"} (p two-sided); None where one of the
+      curves begins only beyond the end of the other.
+    """
+    curves = {}
+    for name in (method, rival):
+        keys = [Key(budget, name, fraction) for fraction in fractions]
+        points = [(seeds.count(key, "annotated"), seeds.accuracy(key)) for key in keys]
+        curves[name] = [  # the estimates, then their resamples, `[1 + resamples, fractions]`
+            np.stack([np.append(estimate, samples) for estimate, samples in own], axis=1)
+            for own in zip(*points, strict=True)
+        ]
+    labels = np.min([x[:, -1] for x, _ in curves.values()], axis=0)
+    if labels[0] < max(1, *(x[0, 0] for x, _ in curves.values())):
+        return None
+    mine, theirs = (
+        np.array(
+            [np.interp(*own) for own in zip(np.log(np.maximum(labels, 1)), np.log(np.maximum(x, 1)), y, strict=True)]
+        )
+        for x, y in curves.values()
+    )
+    low, high = metrics.interval((mine - theirs)[1:])
+    return {
+        "annotated": float(labels[0]),
+        "interpolated": next((name for name, (x, _) in curves.items() if labels[0] not in x[0]), None),
+        "difference": float((mine - theirs)[0]),
+        "low": low,
+        "high": high,
+        "p": metrics.p_value((mine - theirs)[1:]),
+    }
+
+
 def ratio(seeds: Seeds, budget: str, method: str) -> dict:
     """The paper's measure: all pairs / pairs trained on, at 1, where a method is not significantly worse than full.
 

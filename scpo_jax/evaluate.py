@@ -7,7 +7,20 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from scpo_jax import bias, calibration, checkpoint, controls, distributed, guards, logs, metrics, score, stages, tokens
+from scpo_jax import (
+    bias,
+    calibration,
+    checkpoint,
+    controls,
+    distributed,
+    guards,
+    logs,
+    metrics,
+    score,
+    stages,
+    strengths,
+    tokens,
+)  # fmt: skip
 from scpo_jax.bias import Matrix
 from scpo_jax.data import preferences, traits
 from scpo_jax.reference_reports import edited_ratios, percent_report
@@ -59,12 +72,15 @@ def evaluate(config, workdir: Workdir) -> None:
             continue
         groups[group] = with_global(test_pairs(own, config.scpo.tau_test, group), global_scores)
     fitted = {group: temperature_rows(config, group, rows) for group in groups}
-    everything = score_groups(config, workdir, groups, fitted, global_scores, slugs_of(steered))
+    functions, slugs = score.ScoreFunctions(config.model.dtype), slugs_of(steered)
+    everything = score_groups(config, workdir, groups, fitted, global_scores, slugs, functions)
+    along = along_strength(config, workdir, everything, slugs, functions)
     if not distributed.is_writer():
         return
     selection = preferences.read_table(workdir.selection).to_pylist()
     report = {
         **statistics(config, everything),
+        "steering": strengths.report(controls.main_method(config.scpo.methods), along, groups, everything.visited),
         "fields": fields(config, groups, traits.read(workdir.traits)),
         **truth(config, workdir, groups, of_test, global_scores),
         **baselines(config, table, groups),
@@ -110,6 +126,7 @@ def score_groups(
     fitted: dict[str, list[dict]],
     global_scores: dict[str, np.float32],
     slugs: dict[str, str],
+    functions: score.ScoreFunctions,
 ) -> Scored:
     """Scores all pairs by all RMs; fills in the margins of `groups` too.
 
@@ -125,7 +142,7 @@ def score_groups(
     abroad = tokens.texts_of([row for pairs in visited.values() for row in pairs.rows])
     every = [row for pairs in groups.values() for row in pairs.rows] + [r for rows in fitted.values() for r in rows]
     texts = tokens.read(config, workdir, tokens.texts_of(every), training=False)
-    functions, progress = {}, logs.Progress(len(groups) * len(names), "evaluate", "model")
+    progress = logs.Progress(len(groups) * len(names), "evaluate", "model")
     for group, pairs in groups.items():
         own_texts, fitted_texts = tokens.texts_of(pairs.rows), tokens.texts_of(fitted[group])
         for name in names:
@@ -134,10 +151,8 @@ def score_groups(
             if not checkpoint.is_checkpoint(folder):
                 continue
             loaded = checkpoint.load(folder)
-            structure = loaded.model.structure
-            function = functions.setdefault(structure, score.score_function(loaded.model, config.model.dtype))
             wanted = own_texts | fitted_texts | abroad if name in matrices else own_texts
-            values = score.score_texts(function, loaded.params, [texts[key] for key in wanted])
+            values = score.score_texts(functions(loaded.model), loaded.params, [texts[key] for key in wanted])
             scores = dict(zip(wanted, values, strict=True))
             pairs.margins[name] = margins_of(pairs.rows, scores)
             pairs.movement[name] = float(np.std([scores[key] - global_scores[key] for key in own_texts], dtype=float))
@@ -147,6 +162,22 @@ def score_groups(
             cards[name][group] = loaded.card
     progress.close()
     return Scored(groups, visited, matrices, train_margins, cards)
+
+
+def along_strength(
+    config, workdir: Workdir, everything: Scored, slugs: dict[str, str], functions: score.ScoreFunctions
+) -> dict[float, strengths.Point]:
+    """What the blends of the main method make of the test pairs, strength by strength."""
+    main = controls.main_method(config.scpo.methods)
+    matrix = everything.matrices[main] if main else {}
+    if not matrix:
+        return {}
+    folders = {group: workdir.checkpoint_of(main, group, slugs) for group in matrix}
+    groups, visited = everything.groups, everything.visited
+    every = [row for pairs in (*groups.values(), *visited.values()) for row in pairs.rows]
+    texts = tokens.read(config, workdir, tokens.texts_of(every), training=False)
+    start = stages.load_global(config, workdir)
+    return strengths.follow(start, folders, main, groups, visited, matrix, texts, functions(start.model))
 
 
 def statistics(config, everything: Scored) -> dict:
@@ -173,6 +204,7 @@ def statistics(config, everything: Scored) -> dict:
         "bias": {m: bias.accuracies(own) for m, own in {"global": bias.global_rows(visited), **matrices}.items()},
         "bias_pairs": {group: len(pairs.rows) for group, pairs in visited.items()},
         "excess_bias": {method: bias.excess_bias(matrix, visited) for method, matrix in matrices.items()},
+        "effects": bias.effects(groups, matrices, visited),
         "worst_group": {method: bias.worst_group(own) for method, own in found.items()},
         "controls": {
             "method": main,

@@ -63,51 +63,51 @@ def panels_of(rows: Sequence[dict], groups: Sequence[str]) -> dict[str, list[dic
     return {group: own for group, own in found.items() if own}
 
 
-def kept(selection: Sequence[dict], groups: Sequence[str]) -> Picture | None:
-    """Global probabilities of the training pairs, kept and dropped."""
-    parts = panels_of([row for row in selection if row["split"] == "train"], groups)
+def histograms(rows: Sequence[dict], groups: Sequence[str], panel, x: str, y: str, *texts: str) -> Picture | None:
+    """A histogram per group: `panel(axis, rows)` draws it and returns its title; `texts` are name, alt and caption."""
+    parts = panels_of(rows, groups)
 
     def plot(axes, parts):
-        edges = np.linspace(0, 1, BINS + 1)
-        for axis, (group, rows) in zip(axes, parts.items(), strict=True):
-            p, keep = np.array([row["p_global"] for row in rows]), np.array([row["keep"] for row in rows])
-            counts = [np.histogram(p[mask], edges)[0] / len(p) * 100 for mask in (keep, ~keep)]
-            axis.stairs(counts[0], edges, fill=True, color=KEPT, label="kept")
-            axis.stairs(sum(counts), edges, baseline=counts[0], fill=True, color=DROPPED, hatch="///", label="dropped")
-            axis.set_title(f"{shortened(group)}: {100 * keep.mean():.0f} % kept", loc="left")
-        axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
+        for axis, (group, own) in zip(axes, parts.items(), strict=True):
+            axis.set_title(f"{shortened(group)}: {panel(axis, own)}", loc="left")
         for axis in axes[-2:]:
-            axis.set_xlabel("global probability p")
-        axes[0].set_ylabel("% of pairs")
+            axis.set_xlabel(x)
+        axes[0].set_ylabel(y)
+        legend(axes[0])
 
-    if not parts:
-        return None
+    size = {"height": 1.25 if len(parts) > 1 else 2.4, "columns": min(2, len(parts)), "panels": len(parts)}
+    return draw(*texts, plot, parts, **size) if parts else None
+
+
+def kept(selection: Sequence[dict], groups: Sequence[str]) -> Picture | None:
+    """Global probabilities of the training pairs, kept and dropped."""
+
+    def panel(axis, rows):
+        edges = np.linspace(0, 1, BINS + 1)
+        p, keep = np.array([row["p_global"] for row in rows]), np.array([row["keep"] for row in rows])
+        counts = [np.histogram(p[mask], edges)[0] / len(p) * 100 for mask in (keep, ~keep)]
+        axis.stairs(counts[0], edges, fill=True, color=KEPT, label="kept")
+        axis.stairs(sum(counts), edges, baseline=counts[0], fill=True, color=DROPPED, hatch="///", label="dropped")
+        return f"{100 * keep.mean():.0f} % kept"
+
+    rows = [row for row in selection if row["split"] == "train"]
     alt = "Histograms of the global probability of training pairs, kept and dropped by the filter, per group."
     caption = "Training pairs by the probability that the global RM gives to their label; the filter keeps p < tau."
-    size = {"height": 1.25 if len(parts) > 1 else 2.4, "columns": min(2, len(parts)), "panels": len(parts)}
-    return draw("kept", alt, caption, plot, parts, **size)
+    return histograms(rows, groups, panel, "global probability p", "% of pairs", "kept", alt, caption)
 
 
 def weights(selection: Sequence[dict], groups: Sequence[str]) -> Picture | None:
     """Weights of the kept training pairs."""
-    parts = panels_of([row for row in selection if row["split"] == "train" and row["keep"]], groups)
 
-    def plot(axes, parts):
-        edges = np.linspace(0, 1, BINS // 2 + 1)
-        for axis, (group, rows) in zip(axes, parts.items(), strict=True):
-            values = np.array([row["weight"] for row in rows])
-            axis.stairs(np.histogram(values, edges)[0] / len(values) * 100, edges, fill=True, color=KEPT)
-            axis.set_title(f"{shortened(group)}: mean {values.mean():.2f}", loc="left")
-        for axis in axes[-2:]:
-            axis.set_xlabel("weight w")
-        axes[0].set_ylabel("% of kept pairs")
+    def panel(axis, rows):
+        edges, values = np.linspace(0, 1, BINS // 2 + 1), np.array([row["weight"] for row in rows])
+        axis.stairs(np.histogram(values, edges)[0] / len(values) * 100, edges, fill=True, color=KEPT)
+        return f"mean {values.mean():.2f}"
 
-    if not parts:
-        return None
+    rows = [row for row in selection if row["split"] == "train" and row["keep"]]
     alt = "Histograms of the weights of the kept training pairs, per group."
     caption = "Weights of the kept pairs: 1 where the global RM does not disagree, less the more it does."
-    size = {"height": 1.25 if len(parts) > 1 else 2.4, "columns": min(2, len(parts)), "panels": len(parts)}
-    return draw("weights", alt, caption, plot, parts, **size)
+    return histograms(rows, groups, panel, "weight w", "% of kept pairs", "weights", alt, caption)
 
 
 def heat_map(report: dict) -> Picture | None:
@@ -220,41 +220,6 @@ def reliability(report: dict) -> Picture | None:
     return draw("reliability", alt, caption, plot, parts, **size)
 
 
-BANDS = ("scpo", "full", "random_subset")  # more would hide each other; the table has all
-
-
-def benchmark(found: dict) -> Picture | None:
-    """Accuracy against annotated and against trained pairs, of `reports/benchmark.json`; {} without it."""
-    rules, axes_of = list(found.get("curves", {})), ("annotated", "trained")
-
-    def plot(axes, found):
-        panels = [(rule, axis) for rule in rules for axis in axes_of]
-        for panel, (rule, pairs) in zip(axes, panels, strict=True):
-            names = ["global", *found["curves"][rule]]
-            for method, points in found["curves"][rule].items():
-                look, x = colour(names, method), [point[pairs] for point in points]
-                y, low, high = ([100 * point["all"][key] for point in points] for key in ("accuracy", "low", "high"))
-                panel.plot(x, y, label=method, linewidth=1.2, markersize=4, **look)
-                if method in BANDS:
-                    panel.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
-            panel.axhline(100 * found["target"][rule]["accuracy"], color="#555555", linestyle="--", linewidth=1)
-            panel.set_title(f"equal {rule}", loc="left")
-            panel.set_xlabel(f"{pairs} pairs")
-            panel.xaxis.set_major_locator(MaxNLocator(3))
-        for panel in axes[:: len(axes_of)]:
-            panel.set_ylabel("accuracy, percent")
-        axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
-
-    if not rules:
-        return None
-    from matplotlib.ticker import MaxNLocator
-
-    alt = "Accuracy of every method against the pairs annotated and the pairs trained on; the table has what is needed."
-    caption = "Data efficiency, means over groups and seeds with some 95 % bands. Dashed: full, all data."
-    size = {"height": 2.1, "columns": len(axes_of), "panels": len(rules) * len(axes_of)}
-    return draw("benchmark", alt, caption, plot, found, **size)
-
-
 CURVES = ("validation_accuracy", "validation_agreed", "validation_edited")
 
 
@@ -275,10 +240,10 @@ def training(report: dict, curves: dict[str, dict[str, list[tuple[int, float]]]]
             axis.set_title("all pairs" if kind == "accuracy" else f"{kind} pairs", loc="left")
             axis.set_ylabel("accuracy, percent")
         axes[-1].set_xlabel("step")
-        axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
+        legend(axes[0])
 
     if not parts:
         return None
     alt = "Accuracy on the pairs of held-out training users against training steps, mean over groups, per method."
     caption = "Accuracy on held-out training users while training, mean over groups; of these steps one is kept."
-    return draw("training", alt, caption, plot, parts, height=2.3, panels=len(parts))
+    return draw("training", alt, caption, plot, parts, height=2.3, panels=len(parts), share_y=False)

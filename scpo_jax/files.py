@@ -12,7 +12,7 @@ from scpo_jax.data import fields, jsonl, records
 from scpo_jax.data.encoding import Prompt
 from scpo_jax.data.preferences import prompt_of
 from scpo_jax.errors import InputError
-from scpo_jax.judge import Judge
+from scpo_jax.judge import Judge, Scorer
 from scpo_jax.workdir import Workdir, check_place, digest
 
 ROWS_PER_CHUNK = 2048  # rows scored and written at once
@@ -24,7 +24,8 @@ def score_file(judge: Judge, source: str, output: str) -> None:
     """Writes every row of `source` with its score(s), in order; goes on where an interrupted output of it ends.
 
     A row is an object with `prompt` and `response`, or with `prompt`, `chosen` and `rejected`; `group`, if it names a
-    group of a workdir, chooses that group's RM. Raises InputError before anything is written if a row is malformed.
+    group of a workdir, chooses that group's RM, unless there is a profile. Raises InputError before anything is written
+    if a row is malformed.
     """
     path = output_path(output)
     rows = read_rows(source)
@@ -132,8 +133,9 @@ def _check_same_model(judge: Judge, path: pathlib.Path, texts: Sequence[list], r
 def evaluate_file(judge: Judge, data: str, output: str) -> None:
     """Writes accuracy records of a model on preference pairs, by group.
 
-    A workdir answers with the RM of each pair's group and, beside it, with its global RM, which tells edited from
-    agreed pairs. A single model knows no other: its edited pairs are those that it gets wrong itself.
+    A workdir answers with the RM of each pair's group, or with the blend of a profile, and beside it with its global
+    RM, which tells edited from agreed pairs. A single model knows no other: its edited pairs are those that it gets
+    wrong itself.
     """
     path = output_path(output)
     source = jsonl.read(data)
@@ -141,18 +143,20 @@ def evaluate_file(judge: Judge, data: str, output: str) -> None:
         raise InputError(f"{data} has no usable pair ({fields.listing(source.dropped)}): nothing to evaluate on")
     distributed.check_same(f"--data={data}", digest(list(source.pairs)))
     groups: dict[str, scored_pairs.GroupPairs] = {}
+    reference = judge.global_scorer()
     for group in dict.fromkeys(pair["group"] for pair in source.pairs):
         rows = [pair for pair in source.pairs if pair["group"] == group]
         groups[group] = scored_pairs.test_pairs(rows, name=group)
-        for method, owner in {"global": "", judge.method: group}.items():
-            groups[group].margins[method] = _margins(judge, rows, owner)
-    methods = ("global", judge.method) if judge.groups else (judge.method,)
+        groups[group].margins[judge.method] = margins(judge.scorer(group), rows)
+        groups[group].margins["global"] = margins(reference or judge.default, rows)
+    methods = ("global", judge.method) if reference else (judge.method,)
     report = {
-        "methods": {method: scored_pairs.records(groups, method if judge.groups else "global") for method in methods},
+        "methods": {method: scored_pairs.records(groups, method if reference else "global") for method in methods},
         "groups": list(groups),
         "too_few_users": [group for group, pairs in groups.items() if pairs.users < metrics.FEW_USERS],
         "rows": source.rows,
         "dropped": source.dropped,
+        **({} if judge.profile is None else {"profile": judge.profile}),
     }
     if distributed.is_writer():
         Workdir.write_json(path, report)
@@ -161,10 +165,8 @@ def evaluate_file(judge: Judge, data: str, output: str) -> None:
             logs.say(f"{method} {group}: accuracy {record['all']['accuracy']:.4f} on {record['all']['n']} pairs")
 
 
-def _margins(judge: Judge, rows: Sequence[dict], group: str) -> np.ndarray:
-    """R+ - R- of pairs by the RM of a group, `[B]`."""
-    scores = [
-        judge.score([prompt_of(row) for row in rows], [row[side] for row in rows], [group] * len(rows))
-        for side in ("chosen", "rejected")
-    ]
-    return scores[0] - scores[1]
+def margins(scorer: Scorer, rows: Sequence[dict]) -> np.ndarray:
+    """R+ - R- of pairs by one RM, `[B]`."""
+    prompts = [prompt_of(row) for row in rows]
+    chosen, rejected = (scorer(prompts, [row[side] for row in rows]) for side in ("chosen", "rejected"))
+    return chosen - rejected

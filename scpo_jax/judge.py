@@ -1,16 +1,17 @@
 """Whatever a user can name as a model (`--model=M`), ready to score texts."""
 
+import functools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
-from scpo_jax import checkpoint, logs, score, workdir
+from scpo_jax import checkpoint, logs, score, steering, workdir
 from scpo_jax.checkpoint import Loaded
-from scpo_jax.data import encoding
+from scpo_jax.data import encoding, preferences
 from scpo_jax.data.encoding import Prompt
 from scpo_jax.errors import InputError
 from scpo_jax.models import hf, peft
@@ -27,7 +28,7 @@ class Scorer(NamedTuple):
     function: ScoreFunction
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
-        """Scores `[N]` float32; equal texts are scored once."""
+        """Scores `[N]` float32, all finite; equal texts are scored once."""
         texts = score.distinct_texts((prompts, responses))
         if not texts:
             return np.zeros(0, np.float32)
@@ -37,15 +38,30 @@ class Scorer(NamedTuple):
         score.check_length(encoded, self.loaded.model)
         known = dict(zip(texts, score.score_texts(self.function, self.loaded.params, encoded), strict=True))
         keys = [score.text_key(p, r) for p, r in zip(prompts, responses, strict=True)]
-        return np.array([known[key] for key in keys], np.float32)
+        scores = np.array([known[key] for key in keys], np.float32)
+        bad = np.flatnonzero(~np.isfinite(scores))
+        if len(bad):
+            raise InputError(f"the model gives no finite score to the response {responses[bad[0]][:60]!r}: check it")
+        return scores
 
 
 class Judge:
-    """The reward model that M names; for a workdir its global RM with the RMs of its groups."""
+    """The reward model that M names; for a workdir its global RM with the RMs of its groups, or one blend of them.
 
-    def __init__(self, default: Loaded, method: str, groups: dict[str, epath.Path], max_length: int | None, dtype: str):
-        self.method, self.groups = method, groups
-        self._max_length, self._dtype, self._functions = max_length, dtype, {}
+    `load_global` is given with a blend, to have the global RM beside it.
+    """
+
+    def __init__(
+        self,
+        default: Loaded,
+        method: str,
+        groups: dict[str, epath.Path],
+        max_length: int | None,
+        dtype: str,
+        load_global: Callable[[], Loaded] | None = None,
+    ):
+        self.method, self.groups, self._load_global = method, groups, load_global
+        self._max_length, self._functions = max_length, score.ScoreFunctions(dtype)
         self.tolerance = {"float32": 1e-4, "bfloat16": 3e-2}[dtype]  # of the same text's score in another batch
         self.default = self._scorer(default)
         self._current = "", self.default
@@ -53,10 +69,19 @@ class Judge:
     def _scorer(self, loaded: Loaded) -> Scorer:
         """A scorer; models of one structure share their compiled programs."""
         card = loaded.card | ({"max_length": self._max_length} if self._max_length else {})
-        structure = loaded.model.structure
-        if structure not in self._functions:
-            self._functions[structure] = score.score_function(loaded.model, self._dtype)
-        return Scorer(loaded._replace(card=card), self._functions[structure])
+        return Scorer(loaded._replace(card=card), self._functions(loaded.model))
+
+    @property
+    def profile(self) -> steering.Profile | None:
+        """The profile of a blend."""
+        card = self.default.loaded.card
+        return card["profile"] if "profile" in card else None
+
+    def global_scorer(self) -> Scorer | None:
+        """The global RM that stands beside those that answer; None where one model is all there is."""
+        if self._load_global:
+            return self._scorer(self._load_global())
+        return self.default if self.groups else None
 
     def scorer(self, group: str) -> Scorer:
         """The RM of a group; the default one for a group without. Keeps one group's RM in memory."""
@@ -73,30 +98,58 @@ class Judge:
         for owner in dict.fromkeys(owners.tolist()):
             places = np.flatnonzero(owners == owner)
             scores[places] = self.scorer(owner)([prompts[i] for i in places], [responses[i] for i in places])
-        bad = np.flatnonzero(~np.isfinite(scores))
-        if len(bad):
-            raise InputError(f"the model gives no finite score to the response {responses[bad[0]][:60]!r}: check it")
         return scores
 
 
 def open_judge(
-    name: str, *, revision: str = "", method: str = "scpo", max_length: int | None = None, dtype: str = "float32"
+    name: str,
+    *,
+    revision: str = "",
+    method: str = "scpo",
+    max_length: int | None = None,
+    dtype: str = "float32",
+    profile: str | None = None,
 ) -> Judge:
     """Opens M: a workdir, a checkpoint of ours, a Hugging Face folder or a hub id.
 
-    `method` chooses among the methods of a workdir ("global" for its global RM alone) and says nothing elsewhere.
+    `method` chooses among the methods of a workdir ("global" for its global RM alone) and says nothing elsewhere. With
+    a `profile` (see `steering.parse`) a workdir answers with one blend of these RMs, whatever a text's group.
     """
     if max_length is not None and max_length < 8:
         raise InputError(f"--max_length={max_length}: it has to be at least 8")
+    if profile is not None:
+        loaded = load_blend(name, method, profile)
+        load_global = functools.partial(_global_model, workdir.Workdir(name))
+        return Judge(loaded, method, {}, max_length, dtype, load_global)
     if workdir.is_workdir(name):
-        run = workdir.Workdir(name)
-        needed = "global" if method == "global" else "train"
-        if not workdir.finished(run.record(), needed):
-            raise InputError(f"--model={name}: its stage {needed} has not finished; run it first")
+        run = _finished_run(name, method)
         groups = {} if method == "global" else run.groups(method)
         return Judge(_global_model(run), method, groups, max_length, dtype)
     loaded = load_model(name, revision)
     return Judge(loaded, loaded.card["method"], {}, max_length, dtype)
+
+
+def _finished_run(name: str, method: str) -> workdir.Workdir:
+    """A workdir that has the RMs of a method."""
+    run, needed = workdir.Workdir(name), "global" if method == "global" else "train"
+    if not workdir.finished(run.record(), needed):
+        raise InputError(f"{name}: its stage {needed} has not finished; run it first")
+    return run
+
+
+def load_blend(name: str, method: str, profile: str) -> Loaded:
+    """The blend of a workdir's RMs that a profile names, merged into one model."""
+    if not workdir.is_workdir(name):
+        raise InputError(f"--profile blends the RMs of a finished workdir, and {name} is none: name one")
+    if method == "global":
+        raise InputError("--profile blends the RMs of the groups of a method: --method=global has none")
+    run = _finished_run(name, method)
+    folders = run.groups(method)
+    strengths = steering.parse(profile, folders)
+    loaded = _global_model(run)
+    params = steering.blend(loaded.params, strengths, lambda group: checkpoint.load_merged(folders[group]).params)
+    card = {key: loaded.card[key] for key in ("max_length", "encoding")}
+    return loaded._replace(params=params, card=card | {"method": method, "group": "", "profile": strengths})
 
 
 def load_model(name: str, revision: str = "") -> Loaded:
@@ -131,15 +184,23 @@ def _global_model(run: workdir.Workdir) -> Loaded:
     return loaded._replace(card=loaded.card | card)
 
 
-def export(name: str, output: str, form: str = "merged") -> None:
-    """Writes a checkpoint as a folder that transformers loads (`form` "peft": PEFT), with its card in `scpo.json`."""
-    if not checkpoint.is_checkpoint(name):
-        raise InputError(f"--checkpoint={name} is not a checkpoint of scpo, such as WORKDIR/checkpoints/scpo/chile")
+def export(name: str, output: str, *, method: str = "scpo", profile: str | None = None, form: str = "merged") -> None:
+    """Writes a checkpoint, or with a profile a blend of a workdir's RMs, as a folder that transformers loads.
+
+    Its card is in `scpo.json`. With `form` "peft" adapters alone are written, as PEFT has them.
+    """
+    if profile is None and not checkpoint.is_checkpoint(name):
+        raise InputError(
+            f"--checkpoint={name} is not a checkpoint of scpo, such as WORKDIR/checkpoints/scpo/chile; a whole workdir "
+            "is exported with --profile"
+        )
     folder = pathlib.Path(output)
     workdir.check_place(folder, "--output")
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"--output={output} is not an empty folder: name another one")
     if form == "peft":
+        if profile is not None:
+            raise InputError("--format=peft writes the adapters of one checkpoint: leave --profile out")
         loaded, files = checkpoint.load(name), f"{peft.CONFIG_FILE}, {peft.WEIGHTS_FILE}"
         if loaded.model.lora is None:
             raise InputError(
@@ -147,7 +208,9 @@ def export(name: str, output: str, form: str = "merged") -> None:
             )
         peft.save(loaded.model, loaded.params, _base_for_peft(name, loaded.card["base"], folder), folder)
     else:
-        loaded, files = checkpoint.load_merged(name), "config.json, model.safetensors"
+        blended = profile is not None
+        loaded = _standardised(load_blend(name, method, profile), name) if blended else checkpoint.load_merged(name)
+        files = "config.json, model.safetensors"
         hf.save(loaded.model, loaded.params, folder)
     hf.save_tokenizer(loaded.tokenizer, folder)
     (folder / CARD_FILE).write_text(json.dumps(loaded.card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -163,3 +226,16 @@ def _base_for_peft(name: str, base: dict, folder: pathlib.Path) -> str:
     hf.save(start.model, start.params, folder)
     hf.save_tokenizer(start.tokenizer, folder)
     return str(folder)
+
+
+def _standardised(loaded: Loaded, name: str) -> Loaded:
+    """A blend whose card has the mean and standard deviation of its scores on training texts of its workdir.
+
+    All blends of a workdir score the same texts, of all its groups.
+    """
+    rows = [row for row in preferences.read_table(workdir.Workdir(name).pairs).to_pylist() if row["split"] == "train"]
+    rows = rows[:: max(2 * len(rows) // score.STANDARDISED_ON, 1)]
+    texts = [(preferences.prompt_of(row), row[side]) for row in rows for side in ("chosen", "rejected")]
+    scores = Scorer(loaded, score.score_function(loaded.model, "float32"))(*zip(*texts, strict=True))
+    card = {"score_mean": float(scores.mean()), "score_std": float(scores.std())}
+    return loaded._replace(card=loaded.card | card)

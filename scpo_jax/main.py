@@ -70,7 +70,17 @@ def _define_model(values: flags.FlagValues) -> None:
         "max_length", None, "tokens of prompt and response; default the model's own", flag_values=values
     )
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "compute type", flag_values=values)
+    _define_profile(values)
     _define_processes(values)
+
+
+def _define_profile(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "profile",
+        None,
+        "blend the RMs of a workdir: Chile=0.7,Mexico=0.3, the same as JSON, or a file of scpo steer",
+        flag_values=values,
+    )
 
 
 def _define_score(values: flags.FlagValues) -> None:
@@ -114,13 +124,15 @@ def _judge(values: flags.FlagValues):
     from scpo_jax.configs import base
 
     _meet(values, base.get_config().distributed.heartbeat_seconds)
-    return judge.open_judge(
-        values.model, revision=values.revision, method=values.method, max_length=values.max_length, dtype=values.dtype
-    )
+    names = ("revision", "method", "max_length", "dtype", "profile")
+    return judge.open_judge(values.model, **{name: values[name].value for name in names})
 
 
 def _define_export(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("checkpoint", None, "a checkpoint of ours", flag_values=values)
+    flags.DEFINE_string("checkpoint", None, "a checkpoint of ours; with --profile a workdir", flag_values=values)
+    flags.DEFINE_alias("model", "checkpoint", flag_values=values)
+    _define_profile(values)
+    flags.DEFINE_string("method", "scpo", "with --profile: the method whose RMs are blended", flag_values=values)
     flags.DEFINE_string("output", None, "Hugging Face folder to write", flag_values=values)
     flags.DEFINE_enum(
         "format", "merged", ["merged", "peft"], "of adapters: merged into their base, or alone", flag_values=values
@@ -131,7 +143,23 @@ def _export(values: flags.FlagValues, command: str) -> None:
     from scpo_jax import judge
 
     _require(values, "checkpoint", "output")
-    judge.export(values.checkpoint, values.output, values.format)
+    judge.export(values.checkpoint, values.output, method=values.method, profile=values.profile, form=values.format)
+
+
+def _define_steer(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("workdir", None, "a finished workdir", flag_values=values)
+    flags.DEFINE_string("method", "scpo", "the method whose RMs are blended", flag_values=values)
+    flags.DEFINE_string("pairs", None, "a few preference pairs: JSON lines, CSV or Parquet", flag_values=values)
+    flags.DEFINE_string("output", None, "JSON file to write: the profile", flag_values=values)
+
+
+def _steer(values: flags.FlagValues, command: str) -> None:
+    from scpo_jax import community, judge, workdir
+
+    _require(values, "workdir", "pairs", "output")
+    if not workdir.is_workdir(values.workdir):
+        raise InputError(f"--workdir={values.workdir} is not the workdir of a run")
+    community.steer_file(judge.open_judge(values.workdir, method=values.method), values.pairs, values.output)
 
 
 def _define_preflight(values: flags.FlagValues) -> None:
@@ -200,6 +228,7 @@ COMMANDS = {
     "score": Command("score texts with a reward model", _define_score, _score),
     "evaluate": Command("accuracy of a reward model on preference pairs", _define_evaluate, _evaluate),
     "export": Command("write a checkpoint as a Hugging Face folder", _define_export, _export),
+    "steer": Command("a profile for a new community from a few of its pairs", _define_steer, _steer),
     "benchmark": Command("how much data SCPO saves against full finetuning", _define_benchmark, _benchmark),
     "propose": Command("which unlabelled pairs to have annotated next", _define_propose, _propose),
     "preflight": Command("compile a run for a TPU slice without one", _define_preflight, _preflight),

@@ -1,4 +1,4 @@
-"""`report.html`: all that a run found on one page that needs neither network nor script; texts of users are escaped."""
+"""`report.html`: all that was found on one page that needs neither network nor script; texts of users are escaped."""
 
 import base64
 import json
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
-from scpo_jax import figures, page_tables, tables
+from scpo_jax import benchmark_page, figures, page_tables, strengths, tables
 from scpo_jax.data import preferences
 from scpo_jax.drawing import Picture
 from scpo_jax.tables import spread
@@ -21,23 +21,44 @@ GROUPS_OF_EXAMPLES = 12  # shown; reports/examples.json has all
 
 
 def write(workdir: Workdir) -> None:
-    """Writes `report.html` and `figures/*.png` of a workdir that has its reports."""
+    """Writes `report.html` and `figures/*.png` of a workdir that has the reports of a run."""
     report, summary = read(workdir.reports / "evaluation.json"), read(workdir.summary)
-    selection = preferences.read_table(workdir.selection).to_pylist()
-    folder = workdir.root / "figures"
+    selection, found = preferences.read_table(workdir.selection).to_pylist(), read(benchmark_of(workdir), {})
+    of_benchmark = benchmark_page.pictures(found)
+    pictures = [*draw_all(workdir, report, selection), *sum(of_benchmark.values(), [])]
+    values = context(workdir, report, summary, selection)
+    values |= {"benchmark": benchmark_page.section(found, of_benchmark)}
+    values |= {"commands": [workdir.record()["command"], *([found["command"]] if found else [])]}
+    write_files(workdir, "run.html", values, pictures)
+
+
+def write_benchmark(workdir: Workdir) -> None:
+    """Writes `report.html` and `figures/*.png` of a workdir that has a benchmark alone."""
+    found = read(benchmark_of(workdir))
+    drawn = benchmark_page.pictures(found)
+    write_files(workdir, "benchmark.html", benchmark_page.context(workdir, found, drawn), sum(drawn.values(), []))
+
+
+def benchmark_of(workdir: Workdir) -> epath.Path:
+    """What `scpo benchmark` found."""
+    return workdir.reports / "benchmark.json"
+
+
+def write_files(workdir: Workdir, template: str, values: dict, drawn: Sequence[Picture]) -> None:
+    """Writes the page that a template makes of `values`, and its figures; removes other figures."""
+    folder, pictures = workdir.root / "figures", {picture.name: picture for picture in drawn}
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = draw_all(workdir, report, selection)
     for path in folder.glob("*.png"):
         if path.stem not in pictures:
             path.unlink()
     for name, picture in pictures.items():
         (folder / f"{name}.png").write_bytes(picture.png)
-    html = render(context(workdir, report, summary, selection, pictures))
+    html = render(template, values | {"pictures": pictures})
     (workdir.root / "report.html").write_text(html, encoding="utf-8")
 
 
-def draw_all(workdir: Workdir, report: dict, selection: Sequence[dict]) -> dict[str, Picture]:
-    """name -> figure, of those for which there are data."""
+def draw_all(workdir: Workdir, report: dict, selection: Sequence[dict]) -> list[Picture]:
+    """The figures of a run, of those for which there are data."""
     groups = report["groups"]
     drawn = [
         figures.accuracy(report) if groups else None,
@@ -47,15 +68,16 @@ def draw_all(workdir: Workdir, report: dict, selection: Sequence[dict]) -> dict[
         figures.controls(report),
         figures.trade_off(report),
         figures.heat_map(report),
+        strengths.pareto(report["steering"]),
+        strengths.curves(report["steering"]),
         figures.reliability(report),
         figures.training(report, training_curves(workdir, list(report["methods"]))),
-        figures.benchmark(read(workdir.reports / "benchmark.json", {})),
     ]
-    return {picture.name: picture for picture in drawn if picture}
+    return [picture for picture in drawn if picture]
 
 
-def render(values: dict) -> str:
-    """The page; everything but the style is escaped."""
+def render(template: str, values: dict) -> str:
+    """A page; everything but the style is escaped."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -66,21 +88,17 @@ def render(values: dict) -> str:
         lstrip_blocks=True,
     )
     environment.filters["data"] = lambda picture: base64.b64encode(picture.svg).decode()
-    return environment.get_template("report.html").render(values)
+    return environment.get_template(template).render(values)
 
 
-def context(
-    workdir: Workdir, report: dict, summary: dict, selection: Sequence[dict], pictures: dict[str, Picture]
-) -> dict:
-    """What the template shows."""
+def context(workdir: Workdir, report: dict, summary: dict, selection: Sequence[dict]) -> dict:
+    """What the template of a run shows."""
     record, guards = workdir.record(), read(workdir.guards, {"findings": [], "baselines": {}})
     examples = read(workdir.reports / "examples.json", {})
     steered = [*(group for group in report["groups"] if group in examples),
                *(group for group in examples if group not in report["groups"])]  # fmt: skip
     return {
-        "source": record["config"]["data.source"],
-        "main": report["paired"]["method"],
-        "pictures": pictures,
+        "title": f"{record['config']['data.source']}: one reward model per group",
         "answer": answer(report),
         "warnings": warnings(report, guards),
         "sentences": list(report["controls"].get("sentences", {}).values()),
@@ -95,6 +113,7 @@ def context(
         "controls": page_tables.controls_table(report),
         "fairness": tables.fairness_table(report) if report["paired"]["method"] else None,
         "bias": page_tables.bias_table(report),
+        "steering": strengths.table(report["steering"]),
         "lowest": page_tables.lowest_table(report),
         "fields": page_tables.fields_table(report),
         "errors": page_tables.calibration_table(report),
@@ -102,7 +121,6 @@ def context(
         "baselines": tables.baseline_table(report),
         "examples": [example_lists(group, examples[group]) for group in steered[:GROUPS_OF_EXAMPLES]],
         "more_examples": max(0, len(steered) - GROUPS_OF_EXAMPLES),
-        "benchmark": page_tables.benchmark_tables(read(workdir.reports / "benchmark.json", {})),
         "guards": page_tables.guards_table(guards),
         "shallow": page_tables.shallow_table(guards["baselines"]),
         "data": tables.data_table(summary),
@@ -110,7 +128,6 @@ def context(
         "environment": page_tables.environment_table(record["environment"]),
         "commit": record["environment"]["commit"],
         "seconds": page_tables.seconds_table(record),
-        "command": record["command"],
         "seed": record["config"]["seed"],
     }
 
@@ -139,6 +156,15 @@ def answer(report: dict) -> list[str]:
             f"{verdicts.count('data_set_only')} something that may be the data set's alone, for "
             f"{verdicts.count('none')} nothing."
         )
+    effects = [report.get("effects", {}).get(what) for what in ("filter, nothing weighted", "weight, kept pairs")]
+    if all(own and own["accuracy"] and own["excess_bias"] for own in effects):
+        filter_, weight = (
+            f"{spread(own['accuracy'], sign=True)} points and excess bias by {spread(own['excess_bias'], sign=True)}"
+            for own in effects
+        )
+        said.append(
+            f"Against full, the filter alone changes accuracy by {filter_}; the weight added to it by {weight}."
+        )
     bias, worst = report["excess_bias"].get(method, {}).get("mean"), report["worst_group"].get(method)
     if bias:
         said.append(f"On the pairs of other groups they lose {spread(bias)} points against the global RM.")
@@ -154,12 +180,8 @@ def counted(number: int, what: str) -> str:
 
 def warnings(report: dict, guards: dict) -> list[str]:
     """What a reader has to know before the numbers."""
-    found = [tables.few_users_line(report)] if report["too_few_users"] else []
-    return found + [
-        f"{f['name'].replace('_', ' ')} ({f['level']}): {f['count']} of {f['of']} {f['what']}."
-        for f in guards["findings"]
-        if f["level"] != "ok"
-    ]
+    few = [tables.few_users_line(report)] if report["too_few_users"] else []
+    return few + page_tables.guard_lines(guards)
 
 
 def training_curves(workdir: Workdir, methods: Sequence[str]) -> dict[str, dict[str, list[tuple[int, float]]]]:

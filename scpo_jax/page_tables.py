@@ -9,13 +9,6 @@ from scpo_jax.configs import base
 from scpo_jax.tables import Table, percent, spread
 
 LOWEST = 10  # communities shown where the main method gains least
-CHANGES = {  # what is added -> methods without and with it
-    "filter, nothing weighted": ("full", "filter_only"),
-    "weight, all pairs": ("full", "weight_only"),
-    "weight, kept pairs": ("filter_only", "scpo"),
-    "weight, uncertain pairs": ("uncertain", "uncertain_weighted"),
-    "weight, trimmed pairs": ("trim", "trim_weighted"),
-}
 
 
 def selection_table(report: dict, selection: Sequence[dict]) -> Table:
@@ -52,21 +45,28 @@ def calibrated_table(found: dict) -> Table | None:
 
 
 def weight_table(report: dict, config: dict) -> Table | None:
-    """Accuracy and excess bias without and with filter or weight."""
+    """What filter and weight change in accuracy and in excess bias."""
     rows = []
-    for what, both in CHANGES.items():
-        if not set(both) <= report["methods"].keys():
-            continue
-        gains = [report["macro"][name]["all"] for name in both]
-        costs = [report["excess_bias"][name]["mean"] for name in both]
-        rows.append([what, " → ".join(both), *map(spread, gains), *(spread(cost, sign=True) for cost in costs)])
+    for what, own in report.get("effects", {}).items():
+        before, after = own["methods"]
+        accuracies = [report["macro"][name]["all"] for name in (before, after)]
+        costs = [report["excess_bias"][name]["mean"] for name in (before, after)]
+        rows.append([
+            f"{what}: {before} → {after}",
+            " → ".join(percent(cell and cell["difference"]) for cell in accuracies), spread(own["accuracy"], sign=True),
+            " → ".join(percent(cell and cell["difference"], True) for cell in costs), spread(own["excess_bias"], True),
+        ])  # fmt: skip
     if not rows:
         return None
-    note = "Means over groups: accuracy in percent, excess bias in points."
+    note = (
+        "Accuracy on all test pairs in percent, excess bias (what RMs lose on other groups' pairs against the global "
+        "RM) in points, means over groups; changes on the same resamples."
+    )
     if report.get("bayes"):
         note += f" Extreme annotators in this world: {percent(config['data.simulated.extreme_share'])} %."
-    header = ["added", "methods", "accuracy without", "accuracy with", "excess bias without", "excess bias with"]
-    return Table("What the filter and the weight do", note, header, rows)
+    return Table(
+        "What the filter and the weight do", note, ["added", "accuracy", "change", "excess bias", "change"], rows
+    )
 
 
 def controls_table(report: dict) -> Table | None:
@@ -162,6 +162,15 @@ def guards_table(guards: dict) -> Table | None:
     return Table("", "", ["guard", "finding", "count", "what"], rows) if rows else None
 
 
+def guard_lines(guards: dict) -> list[str]:
+    """What guards warn of."""
+    return [
+        f"{f['name'].replace('_', ' ')} ({f['level']}): {f['count']} of {f['of']} {f['what']}."
+        for f in guards["findings"]
+        if f["level"] != "ok"
+    ]
+
+
 def shallow_table(records: dict) -> Table | None:
     """Accuracy of the baselines that read no content."""
     rows = [[name, spread(own), percent(own["train_accuracy"])] for name, own in records.items()]
@@ -193,42 +202,3 @@ def seconds_table(record: dict) -> Table:
     stages = {name: own["seconds"] for name, own in record["stages"].items() if name != "report" and "seconds" in own}
     rows = [*stages.items(), ["sum", round(sum(stages.values()), 2)]]
     return Table("Wall time", "", ["stage", "seconds"], rows)
-
-
-def benchmark_tables(found: dict) -> list[Table]:
-    """For each rule of `reports/benchmark.json` the pairs that methods need to be as good as full finetuning."""
-    shown = []
-    for rule, what in found.get("rules", {}).items():
-        rows = []
-        for method, needed in found["needed"][rule].items():
-            own = found["ratio"][rule].get(method)
-            ratio = (
-                own
-                and own["ratio"]
-                and f"{own['ratio']['ratio']:.2f} [{own['ratio']['low']:.2f}, {own['ratio']['high']:.2f}]"
-            )
-            kept = [f"{own['kept']:.0f}", spread(own, sign=True), ratio or "-"] if own else ["-", "-", "-"]
-            rows.append([method, *(pairs_of(needed[axis]) for axis in ("annotated", "trained")), *kept])
-        note = (
-            f"{what[0].upper()}{what[1:]}. Pairs to come within {100 * found['margin']:g} points of full finetuning on "
-            f"all data, which reaches {spread(found['target'][rule])} %; the ratio only where the method is not "
-            "significantly worse."
-        )
-        header = [
-            "method",
-            "annotated pairs needed",
-            "trained pairs needed",
-            "kept pairs",
-            "points against full",
-            "all / kept",
-        ]
-        shown.append(Table(f"Equal {rule}", note, header, rows))
-    return shown
-
-
-def pairs_of(record: dict) -> str:
-    """A number of pairs with its interval."""
-    pairs, low, high = (
-        "not reached" if record[key] is None else f"{record[key]:.0f}" for key in ("pairs", "low", "high")
-    )
-    return pairs if pairs == low == high else f"{pairs} [{low}, {high}]"

@@ -12,7 +12,7 @@ from scpo_jax import bias, checkpoint, configuration, pipeline, score, stages, t
 from scpo_jax.data import encoding, preferences
 from scpo_jax.models import hf, module, weights
 from scpo_jax.models.module import RewardModel
-from scpo_jax.report import table
+from scpo_jax.tables import table
 from scpo_jax.workdir import Workdir, finished
 
 SAMPLE = 500  # texts whose lengths and scoring time stand for all

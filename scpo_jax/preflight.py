@@ -19,7 +19,7 @@ from scpo_jax import adapters, configuration, hlo, logs, score, sharding, tpu, t
 from scpo_jax.models import module
 from scpo_jax.models.module import TextBatch
 from scpo_jax.plan import about
-from scpo_jax.report import table
+from scpo_jax.tables import table
 from scpo_jax.tpu import Machine
 from scpo_jax.workdir import Workdir, check_place
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from scpo_jax import page, tables
 from scpo_jax.data import preferences
-from scpo_jax.tables import Table
+from scpo_jax.tables import section
 from scpo_jax.workdir import Workdir
 
 
@@ -41,21 +41,3 @@ def verdict_lines(report: dict) -> str:
         return ""
     sentences = "\n".join(f"- {sentence}" for sentence in report["controls"]["sentences"].values())
     return f"## Culture or data set?\n\n{tables.verdict_note(report)}\n\n{sentences}"
-
-
-def section(content: Table | None) -> str:
-    """A table with its title and note in Markdown; "" for None."""
-    if content is None:
-        return ""
-    parts = [f"## {content.title}" if content.title else "", content.note, table(content.header, content.rows)]
-    return "\n\n".join(part for part in parts if part)
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
-    """A Markdown table, padded so that it also reads well on a terminal."""
-    cells = [[str(cell) for cell in row] for row in [header, *rows]]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
-    ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])

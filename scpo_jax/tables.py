@@ -1,4 +1,7 @@
-"""What a run found as tables for people, made of `reports/evaluation.json`; the summary and the page show the same."""
+"""What a run found as tables for people, made of `reports/evaluation.json`; the summary and the page show the same.
+
+Also tables in Markdown.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -195,3 +198,22 @@ def data_table(summary: dict) -> Table:
     """What was dropped or is worth knowing of the data."""
     counted = {**summary["dropped"], **summary["counted"], "texts cut to max_length": summary["cut_texts"]}
     return Table("Data", "", ["what", "count"], [[key.replace("_", " "), value] for key, value in counted.items()])
+
+
+def section(content: Table | None, level: int = 2) -> str:
+    """A table with its title, a heading of `level`, and its note in Markdown; "" for None."""
+    if content is None:
+        return ""
+    title = f"{'#' * level} {content.title}" if content.title else ""
+    parts = [title, content.note, table(content.header, content.rows)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence]) -> str:
+    """A Markdown table, padded so that it also reads well on a terminal."""
+    cells = [[str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
+    ]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])

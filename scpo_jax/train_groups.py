@@ -34,8 +34,6 @@ from scpo_jax.models.module import RewardModel
 from scpo_jax.train_reward import Training
 from scpo_jax.workdir import Workdir, digest, slugs_of
 
-STANDARDISED_ON = 512  # training texts whose scores give a checkpoint's mean and standard deviation
-
 
 def card_of(config, **own) -> dict:
     """What a checkpoint says of itself."""
@@ -123,7 +121,7 @@ class Trainer:
             if done:
                 continue
             pairs = job.training.pairs
-            sample = [*pairs.chosen, *pairs.rejected][:: max(2 * len(pairs.weights) // STANDARDISED_ON, 1)]
+            sample = [*pairs.chosen, *pairs.rejected][:: max(2 * len(pairs.weights) // score.STANDARDISED_ON, 1)]
             scores = self.scores(trained.params, sample)
             card = {"base": self._start.card["base"]} if self.adapters else {}
             card |= {"steps": trained.step, "score_mean": float(scores.mean()), "score_std": float(scores.std())}

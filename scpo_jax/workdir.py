@@ -59,6 +59,10 @@ class Workdir:
         self.calibration = self.reports / "calibration.json"
         self.test_scores = self.reports / "test_scores.parquet"
 
+    def seed_of_benchmark(self, seed: int) -> "Workdir":
+        """Where a seed of `scpo benchmark` is run."""
+        return Workdir(self.root / "benchmark" / f"seed-{seed}")
+
     def record(self) -> dict:
         """`run.json`, or the record of a folder in which nothing ran yet. Raises InputError."""
         check_place(self.root, "--workdir")

@@ -1,7 +1,9 @@
 """Tiny runs for the tests of the command line: a preference file, a config and `scpo` in this process."""
 
+import html.parser
 import json
 import pathlib
+import re
 
 from scpo_jax import main
 
@@ -106,3 +108,48 @@ def unrounded_report(workdir: pathlib.Path) -> dict:
     """`evaluation.json` without what follows from the scores themselves, which depend on batches by rounding."""
     report = json.loads((workdir / "reports" / "evaluation.json").read_text())
     return {key: report[key] for key in report if key not in ("margins", "noise", "macro_noise", "calibration")}
+
+
+VOID = {"meta", "img", "br", "link", "input"}
+
+
+class Reader(html.parser.HTMLParser):
+    """Elements, text and nesting of a page."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.elements, self.open, self.text = [], [], ""
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data if "style" not in self.open else ""
+
+    def all(self, *tags):
+        return [attributes for tag, attributes in self.elements if tag in tags]
+
+
+def check_page(found: Reader) -> None:
+    """A page needs nothing else, machines can read it aloud, and no caption scrolls away with its table."""
+    assert not found.all("caption")
+    assert not found.all("script", "link", "iframe", "object")
+    addresses = [own[key] for _, own in found.elements for key in ("src", "href") if key in own]
+    assert addresses and all(address.startswith(("data:image/svg+xml;base64,", "#")) for address in addresses)
+    targets = {own["id"] for _, own in found.elements if "id" in own}
+    assert {address[1:] for address in addresses if address.startswith("#")} <= targets
+    assert found.all("html") == [{"lang": "en"}] and all(len(own["alt"]) > 40 for own in found.all("img"))
+    levels = [int(tag[1]) for tag, _ in found.elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all("scope" in own for own in found.all("th"))
+    assert all(own.get("aria-label") for own in found.all("div") if own.get("class") == "scroll")
+    policy = [own["content"] for own in found.all("meta") if own.get("http-equiv") == "Content-Security-Policy"]
+    assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]

@@ -6,10 +6,10 @@ import os
 import numpy as np
 import pytest
 
-from scpo_jax import benchmark, benchmark_cells, configuration, train_groups
+from scpo_jax import benchmark, benchmark_cells, configuration, page, train_groups
 from scpo_jax.data import preferences
 from scpo_jax.workdir import Workdir
-from tests.run_helpers import GROUPS, World, refusal, scpo, snapshot
+from tests.run_helpers import GROUPS, Reader, World, check_page, refusal, scpo, snapshot
 
 METHODS = ("full", "scpo", "uncertain", "propose", "random_annotation")
 TAU = "--config.scpo.tau=0.5"  # scpo then keeps about half of these pairs, and uncertain none
@@ -149,6 +149,33 @@ def test_the_report(world):
     assert "random_subset" in report["ratio"]["steps"] and "full" not in report["ratio"]["steps"]
     text = (world.workdir / "reports" / "benchmark.md").read_text()
     assert "### Pairs needed" in text and "| propose" in text
+
+
+def test_a_benchmark_alone_has_a_page(world):
+    found = Reader((world.workdir / "report.html").read_text(encoding="utf-8"))
+    check_page(found)
+    report, record = report_of(world), json.loads((world.workdir / "benchmark" / "seed-0" / "run.json").read_text())
+    for part in ("jsonl: data efficiency", report["command"], "Pairs needed", "Equal epochs", *GROUPS, *NAMES,
+                 "scpo.tau", "Pairs that scpo needs to come within 0.5 points", "Fewer than 20 test users",
+                 record["environment"]["jax"], record["environment"]["commit"]):  # fmt: skip
+        assert part in found.text, part
+    names = {
+        f"benchmark_{rule}{kind}" for rule in ("steps", "epochs") for kind in ("", "_subsets", "_trained", "_bought")
+    }
+    assert {path.stem for path in (world.workdir / "figures").iterdir()} == names and len(found.all("img")) == len(
+        names
+    )
+
+
+def test_the_page_warns_of_what_guards_found(world):
+    path = world.workdir / "benchmark" / "seed-1" / "reports" / "guards.json"
+    before = path.read_bytes()
+    finding = {"name": "shared_users", "level": "serious", "count": 3, "of": 9, "what": "<b>users</b>"}
+    path.write_text(json.dumps({"findings": [finding], "baselines": {}}))
+    page.write_benchmark(Workdir(world.workdir))
+    path.write_bytes(before)
+    text = Reader((world.workdir / "report.html").read_text(encoding="utf-8")).text
+    assert "Seed 1: shared users (serious): 3 of 9 <b>users</b>." in text
 
 
 def test_finished_cells_are_not_run_again(world, monkeypatch):

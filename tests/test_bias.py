@@ -51,6 +51,23 @@ def test_the_interval_of_the_mean_against_a_plain_loop():
     assert (found["low"], found["high"]) == pytest.approx(metrics.interval(np.array(samples)), abs=1e-6)
 
 
+def test_effects_are_differences_on_the_same_resamples():
+    visited = {group: own._replace(margins=dict(own.margins)) for group, own in VISITED.items()}
+    other = bias.global_rows(visited)
+    matrices = {"full": {g: other[g] for g in "AB"}, "filter_only": MATRIX, "trim": other}
+    for method, matrix in matrices.items():
+        for group in "AB":
+            visited[group].margins[method] = matrix[group][group]
+    found = bias.effects({group: visited[group] for group in "AB"}, matrices, visited)
+    assert found.keys() == {"filter, nothing weighted", "trimmed pairs alone"}
+    own = found["filter, nothing weighted"]
+    assert own["methods"] == ["full", "filter_only"] and own["accuracy"]["difference"] == pytest.approx(0.25)
+    assert own["excess_bias"] == bias.excess_bias(MATRIX, visited)["mean"]  # that of full is 0
+    turned = bias.excess_bias(matrices["full"], visited, MATRIX)
+    assert turned["mean"]["difference"] == pytest.approx(-0.1875)
+    assert turned["groups"]["A"]["low"] == pytest.approx(-bias.excess_bias(MATRIX, visited)["groups"]["A"]["high"])
+
+
 def test_one_group_has_no_excess_bias():
     assert bias.excess_bias({"A": {"A": np.ones(4)}}, VISITED) == {"groups": {}, "mean": None}
 

@@ -1,6 +1,7 @@
 """Statistics of the benchmark: on curves that can be read by eye, against scipy, and on seeds of known accuracy."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def test_pairs_needed(accuracies, target, expected):
     assert efficiency.pairs_needed((0, 100, 200, 400), accuracies, target) == pytest.approx(expected)
 
 
-METHODS = ("full", "scpo", "propose", "random_subset", "random_annotation")
+METHODS = ("full", "scpo", "propose", "random_subset", "random_annotation", "trim")
 
 
 def seed(number: int, accuracies: dict, kept: float = 0.5, users: int = 150, same_users: bool = False):
@@ -71,6 +72,7 @@ CURVES = {
     "propose": (0.66, 0.72, 0.76),
     "random_subset": (0.62, 0.64, 0.65),
     "random_annotation": (0.64, 0.7, 0.76),
+    "trim": (0.66, 0.74, 0.79),
 }
 
 
@@ -115,11 +117,42 @@ def test_methods_are_compared_on_equal_shares(report):
     assert (0.5, "full", "full") not in rows
 
 
+def at_equal_labels(kept: float, *names: str):
+    seeds = efficiency.Seeds([seed(i, CURVES, kept) for i in range(3)], np.random.default_rng(0))
+    return seeds, efficiency.at_equal_labels(seeds, "steps", *names, FRACTIONS)
+
+
+def test_as_many_labels_at_a_point_of_both_curves():
+    for kept, names, shares in ((0.5, ("trim", "full"), (1.0, 1.0)), (0.5, ("random_subset", "full"), (1.0, 0.5))):
+        seeds, found = at_equal_labels(kept, *names)
+        expected = efficiency.difference(
+            seeds, *(Key("steps", n, share) for n, share in zip(names, shares, strict=True))
+        )
+        assert found == {"annotated": 1200 * shares[1], "interpolated": None} | {
+            key: pytest.approx(value) for key, value in expected.items()
+        }
+
+
+def test_as_many_labels_between_two_points():
+    seeds, found = at_equal_labels(0.35, "random_subset", "full")
+    below, above = (seeds.accuracy(Key("steps", "full", fraction))[0] for fraction in (0.25, 0.5))
+    other = below + np.log(420 / 300) / np.log(2) * (above - below)
+    own = seeds.accuracy(Key("steps", "random_subset", 1.0))[0]
+    assert found["annotated"] == 420 and found["interpolated"] == "full"
+    assert found["difference"] == pytest.approx(own - other) and found["low"] < found["difference"] < found["high"]
+    _, turned = at_equal_labels(0.35, "full", "random_subset")
+    assert turned["difference"] == pytest.approx(-found["difference"]) and turned["interpolated"] == "full"
+    assert at_equal_labels(0.1, "random_subset", "full")[1] is None  # 120 labels, and full begins with 300
+
+
 def test_a_report_is_json_and_has_tables(report):
     report = json.loads(json.dumps(report, allow_nan=False))
     text = benchmark_tables.text(report)
     for line in ("Equal steps", "Pairs needed", "All pairs / kept pairs", "What to have annotated", "not reached"):
         assert line in text
+    (first, *_) = benchmark_tables.label_lines(report, "steps")
+    assert re.fullmatch(r"At 1,200 annotated pairs trim differs from scpo by \S+ \[\S+, \S+\] points\.", first)
+    assert f"- {first}" in text and "trim differs from random_subset" in text and "(trim interpolated)" not in text
     assert report["global"]["agreed"]["accuracy"] is None and 0.55 < report["global"]["all"]["accuracy"] < 0.65
     point = report["curves"]["steps"]["scpo"][1]
     assert (point["fraction"], point["annotated"], point["trained"], point["steps"]) == (0.5, 600, 300, 30)

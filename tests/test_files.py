@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from scpo_jax import checkpoint, files, judge
+from scpo_jax.data import preferences
 from scpo_jax.models import hf
 from tests import model_helpers
 from tests.run_helpers import GROUPS, pairs, read_rows, refusal, scpo, snapshot, write_rows
@@ -282,7 +283,7 @@ def test_an_export_scores_the_same_in_transformers(models, tmp_path):
     ours = [row["score"] for row in scores_of(models["export"], TEXTS[:4], tmp_path)]
     model = transformers.AutoModelForSequenceClassification.from_pretrained(models["export"]).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(models["export"])
-    prompts = [files._texts(row, "")[0][0] for row in TEXTS[:4]]
+    prompts = [preferences.as_text(files._texts(row, "")[0][0]) for row in TEXTS[:4]]
     batch = tokenizer(prompts, [row["response"] for row in TEXTS[:4]], padding=True, return_tensors="pt")
     with torch.no_grad():
         theirs = model(**batch).logits[:, 0].numpy()

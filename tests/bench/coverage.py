@@ -18,7 +18,7 @@ import pathlib
 
 import numpy as np
 
-from scpo_jax import controls, metrics, scpo
+from scpo_jax import controls, logistic, metrics, scpo
 from scpo_jax.controls import Material
 from scpo_jax.data import grammar, simulated
 from scpo_jax.scored_pairs import GroupPairs, test_pairs
@@ -33,11 +33,13 @@ WORLDS = {
 }
 
 
-def pairs_of_users(rng, group: str, users: int, strength: float, extreme: float) -> tuple[np.ndarray, np.ndarray]:
+def pairs_of_users(
+    rng, group: str, users: int, strength: float, extreme: float, noise: float = simulated.RATING_NOISE
+) -> tuple[np.ndarray, np.ndarray]:
     """(attributes of chosen minus rejected `[B, A]`, user `[B]`) of the pairs that users of a group make.
 
     Two conversations each: one prompt with 2 to 4 responses, and in half of them another with 2; all pairs of the
-    responses to a prompt.
+    responses to a prompt. `noise` is the standard deviation of a rating.
     """
     shared = simulated.group_weights(group, strength)
     universal = np.isin(grammar.ATTRIBUTES, list(simulated.UNIVERSAL))
@@ -49,7 +51,7 @@ def pairs_of_users(rng, group: str, users: int, strength: float, extreme: float)
         for _ in range(2):
             for count in (int(rng.integers(2, 5)), 2)[: rng.integers(1, 3)]:
                 attributes = np.array([grammar.sample_attributes(rng) for _ in range(count)])
-                ratings = attributes @ weights + simulated.RATING_NOISE * rng.standard_normal(count)
+                ratings = attributes @ weights + noise * rng.standard_normal(count)
                 order = np.argsort(-ratings)
                 for i in range(count):
                     for j in range(i + 1, count):
@@ -59,22 +61,26 @@ def pairs_of_users(rng, group: str, users: int, strength: float, extreme: float)
 
 
 def fit(differences: np.ndarray, weights: np.ndarray, start: np.ndarray, pull: float = PULL) -> np.ndarray:
-    """Weights u `[A]` that minimise mean(-w log sigmoid(differences @ u)) + pull / 2 |u - start|^2, by Newton steps."""
-    u = start.copy()
-    for _ in range(6):
-        wrong = 1 / (1 + np.exp(differences @ u))
-        gradient = -(weights * wrong) @ differences / len(differences) + pull * (u - start)
-        curvature = weights * wrong * (1 - wrong)
-        hessian = (differences * curvature[:, None]).T @ differences / len(differences) + pull * np.eye(len(u))
-        u = u - np.linalg.solve(hessian, gradient)
-    return u
+    """Weights u `[A]` that minimise mean(-w log sigmoid(differences @ u)) + pull / 2 |u - start|^2."""
+    return start + logistic.fit(differences, pull, weights=weights, offset=differences @ start)
+
+
+def global_rm(rng, users: int, strength: float, extreme: float) -> np.ndarray:
+    """The RM `[A]` of the majority countries, `users` in each."""
+    made = [pairs_of_users(rng, group, users, strength, extreme)[0] for group in simulated.MAJORITY]
+    differences = np.concatenate(made)
+    return fit(differences, np.ones(len(differences)), np.zeros(differences.shape[1]), pull=1e-3)
+
+
+def training_set(method: str, differences: np.ndarray, start: np.ndarray, rng) -> tuple[np.ndarray, np.ndarray]:
+    """What a method trains on: mask and weights `[B]`, with the paper's tau and beta."""
+    rewards = (differences @ start).astype(np.float32)
+    return scpo.training_set(method, scpo.select(rewards, np.zeros_like(rewards), 0.7, 1.1, 0.1), rng)
 
 
 def material(method: str, group: str, differences: np.ndarray, start: np.ndarray, rng) -> Material:
     """What a method trains on: rows that hold nothing but a difference."""
-    rewards = (differences @ start).astype(np.float32)
-    zeros = np.zeros_like(rewards)
-    mask, weights = scpo.training_set(method, scpo.select(rewards, zeros, 0.7, 1.1, 0.1), rng)
+    mask, weights = training_set(method, differences, start, rng)
     return Material([{"difference": row} for row in differences[mask]], weights[mask], [], (group,))
 
 
@@ -86,9 +92,7 @@ def fit_material(own: Material, start: np.ndarray) -> np.ndarray:
 def run(seed: int, users: int, test_users: int, strength: float, extreme: float) -> dict:
     """One world: which intervals cover the truth, and the verdicts."""
     rng = np.random.default_rng(seed)
-    majority = [pairs_of_users(rng, group, 3 * users, strength, extreme)[0] for group in simulated.MAJORITY]
-    majority = np.concatenate(majority)
-    start = fit(majority, np.ones(len(majority)), np.zeros(majority.shape[1]), pull=1e-3)
+    start = global_rm(rng, simulated.MAJORITY_FACTOR * users, strength, extreme)
     train = {group: pairs_of_users(rng, group, users, strength, extreme)[0] for group in simulated.MINORITY}
     own = {method: {g: material(method, g, train[g], start, rng) for g in train} for method in METHODS}
     drawn = {c: {g: controls.draw(c, g, own["scpo"], rng) for g in train} for c in ("pooled", "other_country")}
