@@ -139,5 +139,10 @@ def train() -> ConfigDict:
     config.groups_per_program = 8  # groups trained at once; memory grows with them; -1 takes all
     config.eval_every = 0  # validate every so many steps, keep the best (one-standard-error rule); 0 keeps the last
     config.validation_size = 0.15  # share of a group's training users held out for it, if eval_every > 0
+    config.lora = ConfigDict()  # low-rank adapters of the groups' RMs; the global RM is trained whole in any case
+    config.lora.rank = 0  # of the adapters; 0: no adapters, all parameters are trained
+    config.lora.alpha = 16.0  # what the adapters say counts alpha / rank
+    config.lora.targets = ("all-linear",)  # linear maps by their PEFT names (q_proj, v_proj, ...), or all but the head
+    config.lora.dropout = 0.0  # of the adapters' inputs, in training only; for causal models
     config.batch_order = "shuffled"  # shuffled (by config.seed), or reference: the authors' order, for parity
     return config

@@ -49,6 +49,7 @@ from typing import NamedTuple
 import numpy as np
 
 from scpo_jax import benchmark_cells, benchmark_tables, configuration, efficiency, logs, page, pipeline, scpo, stages
+from scpo_jax.adapters import load_to_train
 from scpo_jax.benchmark_cells import ANNOTATION, COUNTS
 from scpo_jax.data import preferences
 from scpo_jax.data.fields import listing
@@ -155,7 +156,7 @@ def run_seed(config, workdir: Workdir, design: Design, force: bool) -> Seed:
     selection = {row["pair_id"]: row for row in preferences.read_table(workdir.selection).to_pylist()}
     groups, of_group = groups_of(config, workdir, table)
     rows = [row for own in of_group.values() for row in own]
-    trainer = Trainer(config, workdir, stages.load_global(config, workdir), rows)
+    trainer = Trainer(config, workdir, load_to_train(config, workdir), rows)
     shares = {
         group: benchmark_cells.shares_of(config, design.methods, design.fractions, group, own, selection)
         for group, own in of_group.items()

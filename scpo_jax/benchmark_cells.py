@@ -122,7 +122,7 @@ def cell_of(config, trainer: Trainer, key: Key, shares: dict[str, dict[tuple[str
             trainings[group] = Training(group, trainer.pairs(rows, weights), options, validation)
             ids = ([row["pair_id"] for row in pairs] for pairs in (rows, held_out))
             inputs[group] = [dict(vars(options)), weights.tolist(), *ids]
-    return Cell(trainings, counts, digest([start, inputs]))
+    return Cell(trainings, counts, digest([start, inputs, *trainer.adapters]))
 
 
 def train_cells(

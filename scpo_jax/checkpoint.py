@@ -1,6 +1,8 @@
 """Checkpoints: one self-contained Orbax folder per reward model, and the state of a training under way."""
 
 import base64
+import functools
+import hashlib
 import pathlib
 import tempfile
 from typing import NamedTuple
@@ -9,29 +11,33 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from flax import traverse_util
 
 from scpo_jax import distributed, logs
 from scpo_jax.data.fields import one_line
 from scpo_jax.errors import InputError
-from scpo_jax.models import hf, module
+from scpo_jax.models import hf, lora, module, peft
+from scpo_jax.models.lora import Lora
 from scpo_jax.models.module import RewardModel
 
 SCHEMA_VERSION = 1
+SAMPLED = 1024  # values of an array that a fingerprint looks at
 
 
 class Loaded(NamedTuple):
     """A reward model, ready to score."""
 
     model: RewardModel
-    params: dict  # nested, float32
+    params: dict  # nested, float32; of a model with adapters its base and the adapters
     tokenizer: object
-    card: dict  # method, group, max_length, encoding, score_mean, score_std, provenance
+    card: dict  # method, group, max_length, encoding, score_mean, score_std, provenance; with adapters their base
 
 
 def save(folder: epath.PathLike, loaded: Loaded) -> None:
     """Writes everything needed to load the model alone into `folder`, replacing it; whole or not at all.
 
-    The parameters are whole on this process, which alone calls this.
+    Of a model with adapters these and the score head are written, and where its base is found (`card["base"]`, made by
+    `reference`). The parameters are whole on this process, which alone calls this.
     """
     description = {
         "schema_version": SCHEMA_VERSION,
@@ -39,9 +45,10 @@ def save(folder: epath.PathLike, loaded: Loaded) -> None:
         "config": loaded.model.config,
         "card": loaded.card,
         "tokenizer": _pack_tokenizer(loaded.tokenizer),
+        "lora": loaded.model.lora and loaded.model.lora._asdict(),
     }
     with _checkpointer() as checkpointer:
-        params = jax.device_get(loaded.params)
+        params = jax.device_get(lora.split(loaded.params)[0])
         items = {"params": ocp.args.StandardSave(params), "model": ocp.args.JsonSave(description)}
         checkpointer.save(epath.Path(folder).resolve(), ocp.args.Composite(**items), force=True)
 
@@ -60,10 +67,81 @@ def load_card(folder: epath.PathLike) -> dict:
 def load(folder: epath.PathLike) -> Loaded:
     """Reads a checkpoint that `save` wrote. Raises InputError."""
     description = _describe(folder)
-    model = module.build(description["config"])
-    args = ocp.args.StandardRestore(jax.tree.map(_abstract, module.abstract_params(model)))
+    stated = description.get("lora")  # not there before there were adapters
+    adapters = stated and Lora(**stated | {"targets": tuple(stated["targets"])})
+    model = module.build(description["config"], str(folder), adapters)
+    args = ocp.args.StandardRestore(jax.tree.map(_abstract, lora.split(module.abstract_params(model))[0]))
     params = _restore(folder, "params", args)
+    if adapters:
+        params = lora.join(params, _base_of(folder, description["card"]["base"]))
     return Loaded(model, params, _unpack_tokenizer(description["tokenizer"]), description["card"])
+
+
+def load_merged(folder: epath.PathLike) -> Loaded:
+    """A checkpoint of ours or adapters in PEFT's form, the adapters merged into the kernels. Raises InputError."""
+    loaded = load_peft(folder) if peft.is_adapter(folder) else load(folder)
+    model, params = module.merge(loaded.model, loaded.params)
+    return loaded._replace(model=model, params=params)
+
+
+def load_peft(folder: epath.PathLike) -> Loaded:
+    """Adapters in PEFT's form with their base and, unless they have their own, its tokenizer; no card."""
+    model, params, base = peft.load(folder)
+    places = [pathlib.Path(folder).expanduser(), base]
+    own = [place for place in places if any((place / name).is_file() for name in hf.VOCABULARY_FILES)]
+    return Loaded(model, params, hf.load_tokenizer((own or places)[0]), {})
+
+
+def reference(name: str, revision: str, params: dict) -> dict:
+    """What a checkpoint of adapters says of its base.
+
+    `name` is a hub id, an absolute path of a checkpoint or a Hugging Face folder, or a path from the checkpoint's own
+    folder ("../../global"). `params` are those of the model with adapters, or of the base.
+    """
+    return {"name": name, "revision": revision, "fingerprint": fingerprint(params)}
+
+
+def fingerprint(params: dict) -> str:
+    """Names the frozen part of parameters by at most `SAMPLED` evenly spaced values of each array."""
+    found = hashlib.sha256()
+    for path, leaf in sorted(traverse_util.flatten_dict(params).items()):
+        if path[-1] in lora.LEAVES or path[0] == lora.HEAD:
+            continue
+        values = np.asarray(leaf).reshape(-1)
+        found.update(f"{path} {leaf.shape}".encode() + values[:: -(-values.size // SAMPLED)].tobytes())
+    return found.hexdigest()[:32]
+
+
+def base_place(folder: epath.PathLike, base: dict) -> str:
+    """Where the base of a checkpoint of adapters is: a folder or a hub id."""
+    place, parts = epath.Path(folder), base["name"].split("/")
+    if parts[0] != "..":
+        return base["name"]
+    for part in parts:
+        place = place.parent if part == ".." else place / part
+    return str(place)
+
+
+def _base_of(folder: epath.PathLike, base: dict) -> dict:
+    """The parameters of the base of a checkpoint of adapters. Raises InputError."""
+    place = base_place(epath.Path(folder).resolve(), base)
+    try:
+        return _load_base(place, base["revision"], base["fingerprint"])
+    except InputError as error:
+        raise InputError(f"{folder} holds adapters alone, and their base cannot be read: {error}") from error
+
+
+@functools.lru_cache(maxsize=1)  # the RMs of several groups share one
+def _load_base(place: str, revision: str, wanted: str) -> dict:
+    """The parameters of a base; its score head, of which the adapters have their own, may be missing."""
+    if is_checkpoint(place) or peft.is_adapter(place):
+        params = load_merged(place).params
+    else:
+        source = hf.resolve(place, revision)
+        params = hf.load(source, fresh_head_key=jax.random.key(0))[1]
+    if fingerprint(params) != wanted:
+        raise InputError(f"{place} is another model than the one that the adapters were trained on")
+    return params
 
 
 def _describe(folder: epath.PathLike) -> dict:

@@ -29,6 +29,7 @@ AT_LEAST = {
     0: (
         "data.min_users", "train.learning_rate", "global_rm.learning_rate", "train.warmup_steps", "train.eval_every",
         "train.weight_decay", "train.max_grad_norm", "train.center_rewards_coefficient", "checkpoint.every_steps",
+        "train.lora.rank",
     ),
     1: (
         "train.batch_size", "train.max_steps", "global_rm.batch_size", "global_rm.max_steps", "checkpoint.keep",
@@ -135,6 +136,7 @@ def check(config: ConfigDict) -> None:
             if values[key] < least:
                 raise InputError(f"config.{key}={values[key]}: it has to be at least {least}")
     check_quantiles(config.data.length_quantiles)
+    check_lora(config.train.lora)
     if not config.scpo.beta > 0:
         raise InputError(f"config.scpo.beta={config.scpo.beta}: it has to be above 0")
     if config.train.groups_per_program < 1 and config.train.groups_per_program != -1:
@@ -163,6 +165,16 @@ def check_quantiles(quantiles: tuple) -> None:
             f"config.data.length_quantiles={str(tuple(quantiles))[:80]}: it has to be two or more rising numbers of "
             "tokens, like (8,105,310)"
         )
+
+
+def check_lora(lora: ConfigDict) -> None:
+    """Refuses adapters that cannot be; whether the model has their targets is known when it is read."""
+    if not lora.alpha > 0:
+        raise InputError(f"config.train.lora.alpha={lora.alpha}: it has to be above 0")
+    if not 0 <= lora.dropout < 1:
+        raise InputError(f"config.train.lora.dropout={lora.dropout}: it has to be at least 0 and below 1")
+    if not all(isinstance(target, str) for target in lora.targets):
+        raise InputError(f"config.train.lora.targets={tuple(lora.targets)}: they are names, like q_proj,v_proj")
 
 
 def check_controls(config: ConfigDict) -> None:

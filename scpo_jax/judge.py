@@ -14,7 +14,7 @@ from scpo_jax.checkpoint import Loaded
 from scpo_jax.data import encoding, preferences
 from scpo_jax.data.encoding import Prompt
 from scpo_jax.errors import InputError
-from scpo_jax.models import hf
+from scpo_jax.models import hf, peft
 from scpo_jax.score import ScoreFunction
 
 CARD_FILE = "scpo.json"  # beside config.json in a folder that `scpo export` wrote
@@ -147,15 +147,18 @@ def load_blend(name: str, method: str, profile: str) -> Loaded:
     folders = run.groups(method)
     strengths = steering.parse(profile, folders)
     loaded = _global_model(run)
-    params = steering.blend(loaded.params, strengths, lambda group: checkpoint.load(folders[group]).params)
+    params = steering.blend(loaded.params, strengths, lambda group: checkpoint.load_merged(folders[group]).params)
     card = {key: loaded.card[key] for key in ("max_length", "encoding")}
     return loaded._replace(params=params, card=card | {"method": method, "group": "", "profile": strengths})
 
 
 def load_model(name: str, revision: str = "") -> Loaded:
-    """A single reward model: a checkpoint of ours, a Hugging Face folder or a hub id."""
+    """A single reward model: a checkpoint of ours, a Hugging Face folder, one of PEFT's adapters, or a hub id."""
     if checkpoint.is_checkpoint(name):
         return checkpoint.load(name)
+    if peft.is_adapter(name):
+        loaded = checkpoint.load_peft(name)
+        return loaded._replace(card=_card_of(pathlib.Path(name).expanduser(), loaded.model.max_positions))
     folder = hf.resolve(name, revision)
     model, params = hf.load(folder)
     return Loaded(model, params, hf.load_tokenizer(folder), _card_of(folder, model.max_positions))
@@ -181,10 +184,10 @@ def _global_model(run: workdir.Workdir) -> Loaded:
     return loaded._replace(card=loaded.card | card)
 
 
-def export(name: str, output: str, *, method: str = "scpo", profile: str | None = None) -> None:
+def export(name: str, output: str, *, method: str = "scpo", profile: str | None = None, form: str = "merged") -> None:
     """Writes a checkpoint, or with a profile a blend of a workdir's RMs, as a folder that transformers loads.
 
-    Its card is in `scpo.json`.
+    Its card is in `scpo.json`. With `form` "peft" adapters alone are written, as PEFT has them.
     """
     if profile is None and not checkpoint.is_checkpoint(name):
         raise InputError(
@@ -195,11 +198,34 @@ def export(name: str, output: str, *, method: str = "scpo", profile: str | None 
     workdir.check_place(folder, "--output")
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"--output={output} is not an empty folder: name another one")
-    loaded = checkpoint.load(name) if profile is None else _standardised(load_blend(name, method, profile), name)
-    hf.save(loaded.model, loaded.params, folder)
+    if form == "peft":
+        if profile is not None:
+            raise InputError("--format=peft writes the adapters of one checkpoint: leave --profile out")
+        loaded, files = checkpoint.load(name), f"{peft.CONFIG_FILE}, {peft.WEIGHTS_FILE}"
+        if loaded.model.lora is None:
+            raise InputError(
+                f"--format=peft: {name} has no adapters: train with config.train.lora.rank, or leave it out"
+            )
+        peft.save(loaded.model, loaded.params, _base_for_peft(name, loaded.card["base"], folder), folder)
+    else:
+        blended = profile is not None
+        loaded = _standardised(load_blend(name, method, profile), name) if blended else checkpoint.load_merged(name)
+        files = "config.json, model.safetensors"
+        hf.save(loaded.model, loaded.params, folder)
     hf.save_tokenizer(loaded.tokenizer, folder)
     (folder / CARD_FILE).write_text(json.dumps(loaded.card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    logs.say(f"wrote {folder}: config.json, model.safetensors, tokenizer, {CARD_FILE}")
+    logs.say(f"wrote {folder}: {files}, tokenizer, {CARD_FILE}")
+
+
+def _base_for_peft(name: str, base: dict, folder: pathlib.Path) -> str:
+    """What PEFT loads the base of a checkpoint from; a base that only we can read is written beside the adapters."""
+    place = checkpoint.base_place(epath.Path(name).resolve(), base)
+    if not checkpoint.is_checkpoint(place) and not peft.is_adapter(place):
+        return place
+    start, folder = checkpoint.load_merged(place), folder.resolve() / "base"
+    hf.save(start.model, start.params, folder)
+    hf.save_tokenizer(start.tokenizer, folder)
+    return str(folder)
 
 
 def _standardised(loaded: Loaded, name: str) -> Loaded:

@@ -134,13 +134,16 @@ def _define_export(values: flags.FlagValues) -> None:
     _define_profile(values)
     flags.DEFINE_string("method", "scpo", "with --profile: the method whose RMs are blended", flag_values=values)
     flags.DEFINE_string("output", None, "Hugging Face folder to write", flag_values=values)
+    flags.DEFINE_enum(
+        "format", "merged", ["merged", "peft"], "of adapters: merged into their base, or alone", flag_values=values
+    )
 
 
 def _export(values: flags.FlagValues, command: str) -> None:
     from scpo_jax import judge
 
     _require(values, "checkpoint", "output")
-    judge.export(values.checkpoint, values.output, method=values.method, profile=values.profile)
+    judge.export(values.checkpoint, values.output, method=values.method, profile=values.profile, form=values.format)
 
 
 def _define_steer(values: flags.FlagValues) -> None:

@@ -86,7 +86,7 @@ def structure(config, tokenizer) -> RewardModel:
     if not name:
         return module.build(stages.scratch_config(config, tokenizer))
     if checkpoint.is_checkpoint(name):
-        return checkpoint.load(name).model
+        return checkpoint.load_merged(name).model
     folder = hf.resolve(name, config.model.revision, weights_too=False)
     return module.build(weights.read_json(folder / "config.json"), name)
 

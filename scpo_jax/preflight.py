@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from scpo_jax import configuration, hlo, logs, score, sharding, tpu, train_groups, train_step, workload
+from scpo_jax import adapters, configuration, hlo, logs, score, sharding, tpu, train_groups, train_step, workload
 from scpo_jax.models import module
 from scpo_jax.models.module import TextBatch
 from scpo_jax.plan import about
@@ -115,9 +115,11 @@ def compile_all(programs: dict[str, Program], device: Device) -> dict[str, Cost]
 
 def programs_of(config, material, mesh: Mesh, trainings, scorings) -> dict[str, Program]:
     """The programs of a run by name: of each training its optimizer's state and its steps, and of the scoring."""
-    model, programs, held = material.model, {}, 0
-    start = bytes_of(module.abstract_params(model))
+    programs, held, adapted = {}, 0, adapters.adapted(config, material.model)
     for work in trainings:
+        model = material.model if work.name == workload.GLOBAL else adapted
+        # a model with adapters starts from the host, see `adapters.load_to_train`
+        start = 0 if model.lora else bytes_of(module.abstract_params(model))
         compiled = train_groups.make_program(config, model, mesh, work.options)
         steps = {
             f"{work.name} {rows}x{tokens}": train_step.step_arguments(
@@ -127,19 +129,21 @@ def programs_of(config, material, mesh: Mesh, trainings, scorings) -> dict[str, 
         }
         params, state, *_ = next(iter(steps.values()))
         kept = start + bytes_of(params) * work.validates
-        held = max(held, bytes_of((params, state)) + kept)
+        held = max(held, bytes_of((params, state, compiled.frozen)) + kept)
         name = f"optimizer of {work.name}"
-        programs[name] = Program(name, lowering(compiled.init, params), bytes_of(params), kept)
+        programs[name] = Program(
+            name, lowering(compiled.init, params), bytes_of(params), kept + bytes_of(compiled.frozen)
+        )
         for name, arguments in steps.items():
             programs[name] = Program(name, lowering(compiled.step, *arguments), bytes_of(arguments), kept)
-    alone = sharding.make_mesh(1, 1, 1, list(mesh.devices.flat[:1]))
+    devices = list(mesh.devices.flat)
     for work in scorings:
+        model = adapted if work.name == "validate" else material.model
         for shape, slots in work.batches:
-            arguments = score_arguments(model, alone, shape, slots)
-            lower = score_lowering(model, trainings[0].options.dtype, alone, arguments)
+            arguments, lower = score_program(model, trainings[0].options.dtype, devices, shape, slots)
             name = f"{work.name} {shape[0]}x{shape[1]}, {slots} scores"
             kept = held if work.name == "validate" else 0
-            programs[name] = Program((shape, slots), lower, bytes_of(arguments), kept)
+            programs[name] = Program((model.structure, shape, slots), lower, bytes_of(arguments), kept)
     return programs
 
 
@@ -147,25 +151,31 @@ def lowering(function, *arguments) -> Callable:
     return lambda: function.lower(*arguments)
 
 
-def score_arguments(model, mesh: Mesh, shape, slots: int) -> tuple[dict, TextBatch]:
-    """Parameters and a batch to score, as shapes on the one device of the mesh."""
-    place = NamedSharding(mesh, P())
+def score_program(model, dtype: str, devices: list, shape, slots: int) -> tuple[tuple, Callable]:
+    """The arguments of the scoring of a batch, as shapes on the devices of one process, and what lowers it.
 
-    def array(dtype, *shape):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+    One device stands for all where each holds the whole model.
+    """
+    shared = score.is_shared(score.shapes_of(model, dtype))
+    own = [device for device in devices if device.process_index == devices[0].process_index] if shared else devices[:1]
+    function = score.score_function(model, dtype, own)
+    alone = sharding.make_mesh(1, 1, 1, own[:1])
+    place = NamedSharding(function.mesh, P("data")) if function.mesh else NamedSharding(alone, P())
+    many = (len(own),) if function.mesh else ()
 
-    params = jax.tree.map(lambda leaf: array(leaf.dtype, *leaf.shape), module.abstract_params(model))
-    return params, TextBatch(*[array(jnp.int32, *shape)] * 4, *[array(jnp.int32, slots)] * 2)
+    def array(*shape):
+        return jax.ShapeDtypeStruct((*many, *shape), jnp.int32, sharding=place)
 
-
-def score_lowering(model, dtype: str, mesh: Mesh, arguments: tuple) -> Callable:
-    """Lowers the scoring of a batch on the one device of the mesh."""
+    params = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or place), function.params
+    )
+    arguments = params, TextBatch(*[array(*shape)] * 4, *[array(slots)] * 2)
 
     def lower():
-        with jax.set_mesh(mesh):  # the model asks it which kernels there are
-            return score.score_function(model, dtype).compiled.lower(*arguments)
+        with jax.set_mesh(function.mesh or alone):  # the model asks it which kernels there are
+            return function.compiled.lower(*arguments)
 
-    return lower
+    return arguments, lower
 
 
 def bytes_of(tree) -> int:

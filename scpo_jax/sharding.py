@@ -23,6 +23,7 @@ AXES = ("group", "data", "model")
 # that its axis does not divide stays whole. Over `model` the heads and the inner width are shared out: the first maps
 # of attention and feed-forward by their outputs, the second ones by their inputs (Megatron-LM, arXiv 1909.08053).
 RULES = (
+    (r"lora_[ab]$", P("group")),  # [G, L, in, r], [G, L, r, out]
     (r"layers/.*output/kernel$", P("group", None, "model", "data")),  # [G, L, in, out]
     (r"layers/.*kernel$", P("group", None, "data", "model")),  # [G, L, in, out]
     (r"layers/.*(query|key|value|gate|input)/bias$", P("group", None, "model")),  # [G, L, out]
@@ -61,6 +62,12 @@ def specs(tree, mesh: Mesh, axes: tuple[str, ...] = AXES):
         return P(*(axis if axis in axes and size % mesh.shape[axis] == 0 else None for size, axis in sizes))
 
     return jax.tree.map_with_path(spec, tree)
+
+
+def specs_of_one(tree, mesh: Mesh, axes: tuple[str, ...] = AXES):
+    """As `specs`, of leaves without a group axis, which all groups share."""
+    stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((1, *leaf.shape), leaf.dtype), tree)
+    return jax.tree.map(lambda spec: P(*spec[1:]), specs(stacked, mesh, axes))
 
 
 def over(axes: tuple[str, ...], tree):

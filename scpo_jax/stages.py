@@ -13,7 +13,7 @@ from scpo_jax import calibrate, checkpoint, distributed, examples, guards, logs,
 from scpo_jax.checkpoint import Loaded
 from scpo_jax.data import encoding, global_opinions, jsonl, preferences, prism, simulated, traits, vocabulary
 from scpo_jax.errors import InputError
-from scpo_jax.models import hf
+from scpo_jax.models import hf, peft
 from scpo_jax.train_reward import derived_seed
 from scpo_jax.workdir import Workdir
 
@@ -143,9 +143,10 @@ def make_tokenizer(config, table: pa.Table) -> tuple:
 def load_start(config) -> Loaded:
     """The model the run starts from: config.model, with a fresh head or from scratch if it says so."""
     settings = config.model
-    if settings.name_or_path and checkpoint.is_checkpoint(settings.name_or_path):
-        return checkpoint.load(settings.name_or_path)
-    folder = hf.resolve(settings.name_or_path, settings.revision)
+    name = settings.name_or_path
+    if name and (checkpoint.is_checkpoint(name) or peft.is_adapter(name)):
+        return checkpoint.load_merged(name)
+    folder = hf.resolve(name, settings.revision)
     key = jax.random.key(derived_seed(config.seed, "head")) if settings.fresh_head else None
     model, params = hf.load(folder, fresh_head_key=key)
     return Loaded(model, params, hf.load_tokenizer(folder), {})

@@ -57,7 +57,7 @@ def follow(
     points[1.0].matrix.update(matrix)
     progress = logs.Progress(len(folders), "evaluate", "strength")
     for group, folder in folders.items():
-        params = checkpoint.load(folder).params
+        params = checkpoint.load_merged(folder).params
         wanted = tokens.texts_of([row for pairs in (groups[group], *visited.values()) for row in pairs.rows])
         for strength in set(STRENGTHS) - {0.0, 1.0}:
             blended = steering.blend(start.params, {group: strength}, lambda _, params=params: params)

@@ -10,6 +10,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from scpo_jax import (
+    adapters,
     checkpoint,
     controls,
     distributed,
@@ -89,6 +90,7 @@ class Trainer:
 
     def __init__(self, config, workdir: Workdir, start: Loaded, rows: list[dict]):
         self._config, self._workdir, self._start = config, workdir, start
+        self.adapters = [start.model.lora] if start.model.lora else []
         self._texts = tokens.read(config, workdir, tokens.texts_of(rows), training=True)
         score.check_length(list(self._texts.values()), start.model)
         self._score = score.score_function(start.model, config.model.dtype)
@@ -121,7 +123,8 @@ class Trainer:
             pairs = job.training.pairs
             sample = [*pairs.chosen, *pairs.rejected][:: max(2 * len(pairs.weights) // score.STANDARDISED_ON, 1)]
             scores = self.scores(trained.params, sample)
-            card = {"steps": trained.step, "score_mean": float(scores.mean()), "score_std": float(scores.std())}
+            card = {"base": self._start.card["base"]} if self.adapters else {}
+            card |= {"steps": trained.step, "score_mean": float(scores.mean()), "score_std": float(scores.std())}
             loaded = Loaded(self._start.model, trained.params, self._start.tokenizer, job.card | card)
             if distributed.is_writer():
                 checkpoint.save(job.folder, loaded)
@@ -221,7 +224,7 @@ def train(config, workdir: Workdir) -> None:
         if not of_group[group]:
             logs.say(f"train: {group} has no training pair, skipped")
     of_group = {group: own for group, own in of_group.items() if own}
-    trainer = Trainer(config, workdir, stages.load_global(config, workdir), rows)
+    trainer = Trainer(config, workdir, adapters.load_to_train(config, workdir), rows)
     names = [*config.scpo.methods, *config.controls]
     if distributed.is_writer():
         remove_other_checkpoints(workdir, {(name, slugs[group]) for name in names for group in of_group})
@@ -296,7 +299,7 @@ def make_job(
     rows, weights, held_out, source = material
     options = train_reward.options_from(config, group)
     inputs = [[row["pair_id"] for row in rows], weights.tolist(), [row["pair_id"] for row in held_out]]
-    fingerprint = digest([workdir.fingerprint("score"), dict(vars(options)), inputs])
+    fingerprint = digest([workdir.fingerprint("score"), dict(vars(options)), inputs, *trainer.adapters])
     card = card_of(config, method=method, group=group, pairs=len(rows), fingerprint=fingerprint)
     card |= {key: known[key] for key in ("tau", "beta")} | {"trained_on": list(source)}
     validation = trainer.pairs(held_out, np.ones(len(held_out), np.float32)) if held_out else None

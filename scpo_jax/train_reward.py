@@ -17,6 +17,7 @@ from scpo_jax import optimizer, score, sharding, train_step
 from scpo_jax.checkpoint import TrainingState
 from scpo_jax.data import batches, order, packing
 from scpo_jax.data.batches import Pairs
+from scpo_jax.models import lora
 from scpo_jax.score import ScoreFunction
 
 
@@ -104,12 +105,14 @@ class Validation(NamedTuple):
 
     score: ScoreFunction
     pairs: Pairs
+    frozen: dict  # the parameters that are not trained
 
-    def correct(self, params) -> np.ndarray:
+    def correct(self, trained) -> np.ndarray:
         """1.0 for every held-out pair that the parameters get strictly right, `[N]`.
 
         Unlike a loss this does not mind the scale of the rewards, which weights change.
         """
+        params = lora.join(trained, self.frozen)
         rewards = score.score_texts(self.score, params, [*self.pairs.chosen, *self.pairs.rejected])
         chosen, rejected = np.split(rewards, 2)
         return (chosen > rejected).astype(np.float32)
@@ -145,7 +148,7 @@ def train(
     """Trains one RM from `params` for each of `trainings`, all at once, or goes on where `state` stands.
 
     Args:
-      params: initial parameters of one RM; left as they are.
+      params: initial parameters of one RM; left as they are. With adapters these and the score head are trained.
       log: called with (which training, steps finished, metrics as floats), in the order of the steps.
       score_function: compiled, judges held-out pairs before the first step, then every `options.eval_every` steps.
       shapes: that steps are packed in, as `choose_shapes` chose them; None chooses for these trainings alone.
@@ -155,8 +158,9 @@ def train(
     shapes = choose_shapes([trainings], program.mesh, program.width) if shapes is None else shapes
     plan = batches.plan(deal(trainings, program.mesh), program.width, shapes, platform_of(program.mesh))
     rates, seeds = rates_of(trainings, groups), np.resize([t.options.seed for t in trainings], groups).astype(np.uint32)
-    judges = [Validation(score_function, t.held_out) if t.held_out else None for t in trainings]
-    live = start(program, params, groups, judges)
+    initial, base = lora.split(params)
+    judges = [Validation(score_function, t.held_out, base) if t.held_out else None for t in trainings]
+    live, frozen = start(program, initial, groups, judges), place_frozen(program, base)
     first, live = state.restore(live) if state else (0, live)
     if not first:
         for g, correct in live["best_correct"].items():
@@ -168,7 +172,7 @@ def train(
         numbers = sharding.place(numbers, program.mesh, (*[P("group")] * 3, P()))
         with jax.transfer_guard("disallow"):  # all that a step reads is on the devices by now
             live["params"], live["opt_state"], metrics = program.step(
-                live["params"], live["opt_state"], batch, *numbers
+                live["params"], live["opt_state"], batch, *numbers, frozen
             )
         if pending:  # one step late, so that the host prepares the next batch while the device computes
             log_step(log, *pending)
@@ -185,7 +189,7 @@ def train(
         log_step(log, *pending)
     kept = [("best", int(live["best_step"][g])) if judge else ("params", None) for g, judge in enumerate(judges)]
     return [
-        Trained(group_of(live[which], g, program.mesh), t.options.max_steps if step is None else step)
+        Trained(lora.join(group_of(live[which], g, program.mesh), base), t.options.max_steps if step is None else step)
         for g, (t, (which, step)) in enumerate(zip(trainings, kept, strict=True))
     ]
 
@@ -200,15 +204,23 @@ def start(program: train_step.Program, params: dict, groups: int, judges: Sequen
     return live | {"best_step": np.zeros(groups, np.int32), "best_correct": correct, "first_correct": correct}
 
 
+def place_frozen(program: train_step.Program, base: dict) -> dict:
+    """The parameters that are not trained, as the program reads them."""
+    narrowed = jax.tree.map(lambda leaf, like: np.asarray(leaf).astype(like.dtype), base, program.frozen)
+    return sharding.place(narrowed, program.mesh, jax.tree.map(lambda like: like.sharding.spec, program.frozen))
+
+
 def bytes_held(program: train_step.Program, params: dict, trainings: Sequence[Training]) -> int:
-    """Bytes on each device that grow with the groups and not with the batch; activations come on top."""
+    """Bytes on each device that do not grow with the batch; activations come on top."""
     groups = padded(len(trainings), program.mesh) // program.mesh.shape["group"]
     copies = 4 + any(training.held_out for training in trainings)  # itself, gradient, AdamW's two moments; the best
 
     def own(leaf, spec) -> int:
         return leaf.nbytes // math.prod(program.mesh.shape[axis] for axis in spec[1:] if axis)
 
-    return groups * copies * sum(jax.tree.leaves(jax.tree.map(own, params, program.specs)))
+    trained = jax.tree.map(own, lora.split(params)[0], program.specs)
+    frozen = (math.prod(s.sharding.shard_shape(s.shape)) * s.dtype.itemsize for s in jax.tree.leaves(program.frozen))
+    return groups * copies * sum(jax.tree.leaves(trained)) + sum(frozen)
 
 
 def rates_of(trainings: Sequence[Training], groups: int) -> np.ndarray:

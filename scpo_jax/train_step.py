@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from scpo_jax import losses, optimizer, sharding
 from scpo_jax.data.batches import PairBatch
-from scpo_jax.models import module
+from scpo_jax.models import lora, module
 from scpo_jax.models.module import RewardModel, TextBatch
 
 
@@ -23,10 +23,11 @@ class Program(NamedTuple):
 
     mesh: Mesh
     width: int  # of the model
-    step: Callable  # (params, opt_state, batch, count, rates, seeds, k) -> (params, opt_state, metrics)
+    step: Callable  # (params, opt_state, batch, count, rates, seeds, k, frozen) -> (params, opt_state, metrics)
     init: Callable  # params -> opt_state
-    specs: dict  # of the parameters
+    specs: dict  # of the parameters that are trained
     state_specs: tuple  # of opt_state
+    frozen: dict  # the parameters that are not, which all groups share: shapes and places; {} without adapters
 
 
 def make_program(
@@ -43,8 +44,10 @@ def make_program(
     """The training step of G groups' RMs; rates, seeds and lengths are arguments of the step.
 
     Parameters and optimizer state are `[G, ...]`, shared out by `sharding.RULES`; each device computes its groups'
-    losses on its share of the pairs. What the axes group and data do is written out here; products shared over the
-    axis model are the compiler's work. A group with rate -1 has ended and does not change.
+    losses on its share of the pairs. Of a model with adapters these are the adapters and the score head: the base is
+    an argument of its own without G, in `dtype` where that changes no score. What the axes group and data do is written
+    out here; products shared over the axis model are the compiler's work. A group with rate -1 has ended and does not
+    change.
 
     Args:
       dtype: of the model's products, "float32" or "bfloat16".
@@ -54,15 +57,16 @@ def make_program(
       shard_parameters: over data too, gathered layer by layer; else each share of the data has them whole.
     """
     transform = optimizer.adamw(weight_decay)
-    one = module.abstract_params(model)
+    one, base = lora.split(module.abstract_params(model))
     stacked = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((mesh.shape["group"], *leaf.shape), leaf.dtype), one)
     axes = sharding.AXES if shard_parameters else ("group", "model")
-    specs = sharding.specs(stacked, mesh, axes)
+    specs, frozen_specs = sharding.specs(stacked, mesh, axes), sharding.specs_of_one(base, mesh, axes)
     state_specs = sharding.specs(jax.eval_shape(jax.vmap(transform.init), stacked), mesh, axes)
     shared = jax.tree.map(lambda spec: "data" in spec, specs)
 
-    def loss_of(params, batch: PairBatch, count, key):
-        rewards = model.score(params, batch.texts, key=key, dtype=dtype, remat=remat, gather=sharding.gather)
+    def loss_of(params, frozen, batch: PairBatch, count, key):
+        whole = lora.join(params, frozen)
+        rewards = model.score(whole, batch.texts, key=key, dtype=dtype, remat=remat, gather=sharding.gather)
         chosen, rejected = jnp.split(rewards, 2)
         loss = losses.weighted_bradley_terry(
             chosen, rejected, batch.weights, margin=batch.margins, mask=batch.mask, count=count,
@@ -74,9 +78,9 @@ def make_program(
             "rewards/rejected": losses.masked_mean(rejected, batch.mask, count),
         }
 
-    def step_of_group(params, opt_state, batch: PairBatch, count, rate, seed, k):
+    def step_of_group(params, opt_state, batch: PairBatch, count, rate, seed, k, frozen):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), k), jax.lax.axis_index("data"))
-        (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(params, batch, count, key)
+        (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(params, frozen, batch, count, key)
         metrics = jax.lax.psum({"loss": loss, **metrics}, "data")
         # the gradient of a parameter that was gathered is scattered and summed already
         gradients = jax.tree.map(lambda g, done: g if done else jax.lax.psum(g, "data"), gradients, shared)
@@ -90,15 +94,15 @@ def make_program(
         params, opt_state = jax.tree.map(keep, new, (params, opt_state))
         return params, opt_state, {**metrics, "grad_norm": norm}
 
-    def step_of_device(params, opt_state, batch, count, rates, seeds, k):
+    def step_of_device(params, opt_state, batch, count, rates, seeds, k, frozen):
         batch = jax.tree.map(lambda leaf: leaf[:, 0], batch)
-        return jax.vmap(step_of_group, in_axes=(0, 0, 0, 0, 0, 0, None))(
-            params, opt_state, batch, count, rates, seeds, k
+        return jax.vmap(step_of_group, in_axes=(0, 0, 0, 0, 0, 0, None, None))(
+            params, opt_state, batch, count, rates, seeds, k, frozen
         )
 
     ours = ("group", "data") if mesh.shape["model"] > 1 else sharding.AXES
     groups, state = P("group"), sharding.over(ours, (specs, state_specs))
-    given = (*state, P("group", "data"), groups, groups, groups, P())
+    given = (*state, P("group", "data"), groups, groups, groups, P(), sharding.over(ours, frozen_specs))
     step = jax.shard_map(
         step_of_device, mesh=mesh, in_specs=given, out_specs=(*state, groups), axis_names=set(ours), check_vma=False
     )
@@ -107,7 +111,11 @@ def make_program(
     places = jax.tree.map(functools.partial(NamedSharding, mesh), (specs, state_specs, P()))
     compiled = jax.jit(step, donate_argnums=(0, 1), out_shardings=places)
     init = jax.jit(jax.vmap(transform.init), out_shardings=places[1])
-    return Program(mesh, model.width, compiled, init, specs, state_specs)
+    frozen = jax.tree.map(
+        lambda leaf, spec: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec)),
+        lora.narrowed(base, jnp.dtype(dtype), model.reads == "last"), frozen_specs,
+    )  # fmt: skip
+    return Program(mesh, model.width, compiled, init, specs, state_specs, frozen)
 
 
 def step_arguments(program: Program, model: RewardModel, groups: int, pairs: int, shape: tuple[int, int]) -> tuple:
@@ -126,9 +134,9 @@ def step_arguments(program: Program, model: RewardModel, groups: int, pairs: int
     def shares(dtype, *shape):
         return array(P("group", "data"), dtype, groups, mesh.shape["data"], *shape)
 
-    one = module.abstract_params(model)
+    one, _ = lora.split(module.abstract_params(model))
     state = stacked(jax.eval_shape(optimizer.adamw(0.0).init, one), program.state_specs)
     texts = TextBatch(*[shares(jnp.int32, *shape)] * 4, *[shares(jnp.int32, 2 * pairs)] * 2)
     batch = PairBatch(texts, *(shares(dtype, pairs) for dtype in (jnp.float32, jnp.float32, jnp.bool)))
     numbers = (array(P("group"), dtype, groups) for dtype in (jnp.int32, jnp.float32, jnp.uint32))
-    return stacked(one, program.specs), state, batch, *numbers, array(P(), jnp.int32)
+    return stacked(one, program.specs), state, batch, *numbers, array(P(), jnp.int32), program.frozen

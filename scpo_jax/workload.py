@@ -21,6 +21,7 @@ from scpo_jax.models.module import RewardModel
 from scpo_jax.train_reward import Options, Training
 
 Shape = tuple[int, int]  # (R, T)
+GLOBAL = "train global"  # the training of the global RM
 
 
 class Material(NamedTuple):
@@ -150,7 +151,7 @@ def structure(config, folder, tokenizer) -> RewardModel:
     if folder:
         return module.build(weights.read_json(folder / "config.json"), str(folder))
     if config.model.name_or_path:
-        return checkpoint.load(config.model.name_or_path).model
+        return checkpoint.load_merged(config.model.name_or_path).model
     if tokenizer:
         return module.build(stages.scratch_config(config, tokenizer))
     tokenizer = stages.vocabulary.make_tokenizer([], 0, config.model.max_length)
@@ -161,7 +162,7 @@ def trainings_of(config, material: Material, mesh: Mesh) -> list[TrainingWork]:
     """The trainings of a run, one for each number of groups that are trained at once."""
     found = []
     if material.global_training:
-        found.append(plan_training("train global", material, [[material.global_training]], mesh, 1))
+        found.append(plan_training(GLOBAL, material, [[material.global_training]], mesh, 1))
     limit = config.train.groups_per_program
     at_once = len(material.trainings) if limit == -1 else limit
     chunks = [material.trainings[i : i + at_once] for i in range(0, len(material.trainings), at_once)]

@@ -39,16 +39,21 @@ ROWS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """(folder of the model, workdir) of a finished run."""
-    folder = tmp_path_factory.mktemp("llama")
+def make_model(folder) -> None:
+    """A tiny Llama with random weights in a Hugging Face folder."""
     texts = ["How do I cook rice ? Please rinse it . Be kind Yes the a of to and you I is that . , ! ' :"]
     tokenizer = chat_helpers.make_tokenizer(texts)
     config = helpers.LLAMA31 | SIZES | {"vocab_size": len(tokenizer), "max_position_embeddings": 128}
     model = module.build(config)
-    hf.save(model, module.init(model, jax.random.key(0)), folder / "model")
-    hf.save_tokenizer(tokenizer, folder / "model")
+    hf.save(model, module.init(model, jax.random.key(0)), folder)
+    hf.save_tokenizer(tokenizer, folder)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(folder of the model, workdir) of a finished run."""
+    folder = tmp_path_factory.mktemp("llama")
+    make_model(folder / "model")
     (folder / "config.py").write_text(CONFIG.format(folder=str(folder / "model")), encoding="utf-8")
     flags = [f"--config={folder / 'config.py'}", f"--workdir={folder / 'work'}"]
     assert run_helpers.scpo("run", *flags) == 0

@@ -9,7 +9,8 @@ import jax
 import pytest
 
 from scpo_jax import hlo, preflight, sharding, tpu, train_step
-from scpo_jax.models import module
+from scpo_jax.models import lora, module
+from scpo_jax.models.lora import Lora
 from tests import tpu_helpers
 from tests.run_helpers import World, refusal, scpo, snapshot
 
@@ -150,6 +151,19 @@ def test_what_is_in_memory_beside_a_step(prism, here, uncompiled, tmp_path, eval
     if eval_every:  # the whole state of the training; its steps are counted too, a number for each group
         (validation,) = {program["hbm_bytes"] for name, program in programs.items() if name.startswith("validate")}
         assert validation == 100 + (3 * 2 + models) * 4 * parameters() + 2 * 4
+
+
+def test_adapters_and_not_their_base_have_groups(prism, here, uncompiled, tmp_path):
+    """Beside a step are the best adapters of the two groups; the whole state counts the base once."""
+    flags = ["--topology=v5e:2x2", "--config.train.lora.rank=2", "--config.train.eval_every=2"]
+    assert scpo(*prism, *flags, f"--output={tmp_path / 'preflight.json'}") == 0
+    programs = json.loads((tmp_path / "preflight.json").read_text())["programs"]
+    shapes = module.build(SMALL, adapters=Lora(2, 16.0, ("all-linear",))).shapes
+    trained, frozen = (4 * sum(leaf.size for leaf in jax.tree.leaves(part)) for part in lora.split(shapes))
+    (step,) = {program["hbm_bytes"] for name, program in programs.items() if name.startswith("train")}
+    assert step == 100 + 2 * trained
+    (validation,) = {program["hbm_bytes"] for name, program in programs.items() if name.startswith("validate")}
+    assert validation == 100 + (3 + 1) * 2 * trained + frozen + 2 * 4
 
 
 def test_a_program_that_does_not_fit_is_named(prism, here, uncompiled, tmp_path, capsys):

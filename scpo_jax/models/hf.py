@@ -17,8 +17,9 @@ from flax import traverse_util
 from scpo_jax.errors import InputError
 from scpo_jax.models import module, rotary, weights
 
-# Our leaf -> theirs; only kernels differ in layout: theirs are [out, in].
+# Our leaf -> theirs; only matrices differ in layout: theirs are [out, in].
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+LEAVES |= {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
 HEAD = ("pooler", "score")  # what `load` may draw anew; the rest must come from the file
 
 SENTENCEPIECE_FILES = ("spm.model", "tokenizer.model", "sentencepiece.bpe.model")
@@ -111,11 +112,7 @@ def save(model: module.RewardModel, params: dict, folder) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     arrays, tensors = traverse_util.flatten_dict(params), {}
     for path, source in parameter_sources(model).items():
-        array = np.asarray(arrays[path], np.float32)
-        layers = array if source.stacked else array[None]
-        for name, layer in zip(source.names, layers, strict=True):
-            # safetensors writes the buffer, not the view: a transposed view would come out scrambled
-            tensors[name] = np.ascontiguousarray(layer.T if source.transposed else layer)
+        tensors |= disassemble(source, arrays[path])
     safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(saved_config(model), indent=2) + "\n", encoding="utf-8")
 
@@ -172,7 +169,7 @@ def parameter_sources(model: module.RewardModel) -> dict[tuple[str, ...], Source
     sources = {}
     for path, array in traverse_util.flatten_dict(module.abstract_params(model)).items():
         template = names["/".join(path[:-1])]
-        transposed = path[-1] == "kernel"
+        transposed = path[-1] in ("kernel", "lora_a", "lora_b")
         stacked = "{}" in template
         shape = array.shape[1:] if stacked else array.shape
         layers = range(array.shape[0] if stacked else 1)
@@ -181,11 +178,20 @@ def parameter_sources(model: module.RewardModel) -> dict[tuple[str, ...], Source
     return sources
 
 
-def assemble(source: Source, tensors: dict) -> jax.Array:
-    """The float32 parameter of its tensors."""
+def assemble(source: Source, tensors: dict) -> np.ndarray:
+    """The float32 parameter of its tensors, on the host: a device may be too small for the whole model."""
     arrays = [np.asarray(tensors[name], np.float32) for name in source.names]
     arrays = [array.T if source.transposed else array for array in arrays]
-    return jnp.asarray(np.stack(arrays) if source.stacked else arrays[0])
+    return np.stack(arrays) if source.stacked else np.ascontiguousarray(arrays[0])
+
+
+def disassemble(source: Source, array) -> dict[str, np.ndarray]:
+    """The float32 tensors of a parameter, by name."""
+    array = np.asarray(array, np.float32)
+    layers = array if source.stacked else array[None]
+    # safetensors writes the buffer, not the view: a transposed view would come out scrambled
+    turned = (np.ascontiguousarray(layer.T if source.transposed else layer) for layer in layers)
+    return dict(zip(source.names, turned, strict=True))
 
 
 def fresh_head(model: module.RewardModel, sources: dict, tensors: dict, key) -> dict:

@@ -27,14 +27,20 @@ ACTIVATIONS = {
 
 
 class Linear(nnx.Module):
-    """`x @ kernel + bias`, in the type of `x`."""
+    """`x @ kernel + bias`, in the type of `x`; what `lora.attach` has given adapters adds their part."""
 
     def __init__(self, fan_in: int, fan_out: int, std: float, rngs: nnx.Rngs, use_bias: bool = True):
         self.kernel = nnx.Param(std * jax.random.normal(rngs.params(), (fan_in, fan_out), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((fan_out,), jnp.float32)) if use_bias else None
+        self.lora_a = self.lora_b = None
+        self.lora_scale, self.lora_rate = 0.0, 0.0
 
-    def __call__(self, x):
+    def __call__(self, x, key=None):
+        """`key` is for the dropout of the adapters' input."""
         y = x @ self.kernel[...].astype(x.dtype)
+        if self.lora_a is not None:
+            inner = dropout(x, self.lora_rate, key) @ self.lora_a[...].astype(x.dtype)
+            y = y + inner @ self.lora_b[...].astype(x.dtype) * self.lora_scale
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 

@@ -137,15 +137,16 @@ class Attention(nnx.Module):
         self.output = make(self.heads * size, width, use_bias=output_bias)
 
     def __call__(self, x, mask, rotation, key=None, read=None):
-        normed = self.norm(x)
-        query = layers.heads(self.query(layers.queries(normed, read)), self.heads)
-        keys, value = (layers.heads(f(normed), self.key_heads) for f in (self.key, self.value))
+        normed, (query_key, output_key, *own) = self.norm(x), layers.split_key(key, 4)
+        query = layers.heads(self.query(layers.queries(normed, read), query_key), self.heads)
+        maps = zip((self.key, self.value), own, strict=True)
+        keys, value = (layers.heads(f(normed, own_key), self.key_heads) for f, own_key in maps)
         if self.query_norm is not None:
             query, keys = self.query_norm(query), self.key_norm(keys)
         query = rotary.rotate(query, *(layers.queries(table, read) for table in rotation))
         keys = rotary.rotate(keys, *rotation)
         mixed = attend(query, layers.rows_of(keys, read), layers.rows_of(value, read), layers.queries(mask, read))
-        return layers.queries(x, read) + self.output(mixed.reshape(*mixed.shape[:2], -1))
+        return layers.queries(x, read) + self.output(mixed.reshape(*mixed.shape[:2], -1), output_key)
 
 
 def attend(query, keys, value, mask):
@@ -179,8 +180,9 @@ class FeedForward(nnx.Module):
         self.activation = layers.ACTIVATIONS[settings.hidden_act]
 
     def __call__(self, x, key=None):
-        normed = self.norm(x)
-        return x + self.output(self.activation(self.gate(normed)) * self.input(normed))
+        normed, (gate_key, input_key, output_key) = self.norm(x), layers.split_key(key, 3)
+        inner = self.activation(self.gate(normed, gate_key)) * self.input(normed, input_key)
+        return x + self.output(inner, output_key)
 
 
 class Network(nnx.Module):

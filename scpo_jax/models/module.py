@@ -5,6 +5,7 @@ Legend of dimensions: R rows, T tokens, S texts, D width, L layers.
 """
 
 import dataclasses
+import json
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from scpo_jax.errors import InputError
-from scpo_jax.models import bert, deberta, layers, llama, qwen2, qwen3
+from scpo_jax.models import bert, deberta, layers, llama, lora, qwen2, qwen3
+from scpo_jax.models.lora import Lora
 
 # by `model_type` of config.json
 FAMILIES = {"bert": bert, "deberta-v2": deberta, "llama": llama, "qwen2": qwen2, "qwen3": qwen3}
@@ -45,6 +47,12 @@ class RewardModel:
     max_positions: int | None  # most tokens a text may have; None: no limit
     width: int  # D
     reads: str  # the token of a text at which its score is read: "first" (encoders) or "last" (causal models)
+    lora: Lora | None = None  # of the adapters among the parameters
+
+    @property
+    def structure(self) -> str:
+        """Equal for models that can share compiled programs."""
+        return json.dumps([self.config, self.lora], sort_keys=True)
 
     def score(
         self, params, batch: TextBatch, key=None, dtype: str = "float32", remat: bool = False, gather=None
@@ -98,17 +106,35 @@ class RewardModel:
             return network(*batch[:4], key, jnp.dtype(dtype), options, read)
 
 
-def build(config: dict, source: str = "config") -> RewardModel:
-    """The model that a `config.json` describes; allocates no memory.
+def build(config: dict, source: str = "config", adapters: Lora | None = None) -> RewardModel:
+    """The model that a `config.json` describes, with adapters if asked for; allocates no memory.
 
-    `source` names the config in errors. Raises InputError for an unknown family, a key of the wrong type, and
-    what the family's module cannot compute.
+    `source` names the config in errors. Raises InputError for an unknown family, a key of the wrong type, what the
+    family's module cannot compute, and targets of adapters that the model does not have.
     """
     settings, family = read_settings(config, source), config["model_type"]
     own = FAMILIES[family]
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: own.Network(settings, nnx.Rngs(0))))
+    if adapters and adapters.dropout and own.READS == "first":
+        raise InputError(f"{source}: LoRA dropout is for causal models; a {family} has dropout of its own: leave it 0")
+
+    def network() -> nnx.Module:
+        plain = own.Network(settings, nnx.Rngs(0))
+        return lora.attach(plain, own.HF_NAMES, adapters, source) if adapters else plain
+
+    graphdef, state = nnx.split(nnx.eval_shape(network))
     shapes, limit = nnx.to_pure_dict(state), own.max_positions(settings)
-    return RewardModel(family, config, graphdef, shapes, limit, settings.hidden_size, own.READS)
+    return RewardModel(family, config, graphdef, shapes, limit, settings.hidden_size, own.READS, adapters)
+
+
+def adapt(model: RewardModel, params: dict, adapters: Lora, key) -> tuple[RewardModel, dict]:
+    """A model and its parameters with fresh adapters, which do not change its scores. Raises InputError."""
+    adapted = build(model.config, "config.train.lora", adapters)
+    return adapted, lora.join(lora.init(adapted.shapes, key), params)
+
+
+def merge(model: RewardModel, params: dict) -> tuple[RewardModel, dict]:
+    """A model and its parameters with the adapters, if it has any, merged into the kernels."""
+    return (build(model.config), lora.merged(params, model.lora)) if model.lora else (model, params)
 
 
 def abstract_params(model: RewardModel) -> dict:

@@ -119,7 +119,7 @@ def train_ours(turns: Turns, job: Job) -> None:
     def step(state, k):
         batch = sharding.shares_of(functools.partial(batches.batch_at, pairs, plan, k), mesh, 1)
         numbers = (plan.pairs[k] >= 0).sum((1, 2), dtype=np.int32), rates, seeds, np.int32(k)
-        *state, metrics = program.step(*state, batch, *sharding.place(numbers, mesh, (P(), P(), P(), P())))
+        *state, metrics = program.step(*state, batch, *sharding.place(numbers, mesh, (P(), P(), P(), P())), {})
         return state, metrics
 
     compiled = {tuple(plan.shapes[k]): k for own in job.turns for k in own}
