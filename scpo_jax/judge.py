@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from scpo_jax import checkpoint, logs, score, steering, workdir
+from scpo_jax import checkpoint, logs, model_card, score, steering, workdir
 from scpo_jax.checkpoint import Loaded
 from scpo_jax.data import encoding, preferences
 from scpo_jax.data.encoding import Prompt
@@ -181,10 +181,12 @@ def _global_model(run: workdir.Workdir) -> Loaded:
     return loaded._replace(card=loaded.card | card)
 
 
-def export(name: str, output: str, *, method: str = "scpo", profile: str | None = None) -> None:
+def export(
+    name: str, output: str, *, method: str = "scpo", profile: str | None = None, place: str | None = None
+) -> None:
     """Writes a checkpoint, or with a profile a blend of a workdir's RMs, as a folder that transformers loads.
 
-    Its card is in `scpo.json`.
+    Its card is in `scpo.json`, and for people in `README.md`, which calls it `place` (the folder's name if None).
     """
     if profile is None and not checkpoint.is_checkpoint(name):
         raise InputError(
@@ -199,7 +201,8 @@ def export(name: str, output: str, *, method: str = "scpo", profile: str | None 
     hf.save(loaded.model, loaded.params, folder)
     hf.save_tokenizer(loaded.tokenizer, folder)
     (folder / CARD_FILE).write_text(json.dumps(loaded.card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    logs.say(f"wrote {folder}: config.json, model.safetensors, tokenizer, {CARD_FILE}")
+    model_card.write(folder, name, loaded, place or folder.resolve().name)
+    logs.say(f"wrote {folder}: config.json, model.safetensors, tokenizer, {CARD_FILE}, README.md")
 
 
 def _standardised(loaded: Loaded, name: str) -> Loaded:

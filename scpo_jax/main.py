@@ -145,13 +145,21 @@ def _define_export(values: flags.FlagValues) -> None:
     _define_profile(values)
     flags.DEFINE_string("method", "scpo", "with --profile: the method whose RMs are blended", flag_values=values)
     flags.DEFINE_string("output", None, "Hugging Face folder to write", flag_values=values)
+    flags.DEFINE_string(
+        "push_to_hub", None, "USER/NAME to upload it to, a new repository is private", flag_values=values
+    )
 
 
 def _export(values: flags.FlagValues, command: str) -> None:
-    from scpo_jax import judge
+    from scpo_jax import hub, judge
 
     _require(values, "checkpoint", "output")
-    judge.export(values.checkpoint, values.output, method=values.method, profile=values.profile)
+    place = values.push_to_hub
+    if place is not None:
+        hub.check(place)
+    judge.export(values.checkpoint, values.output, method=values.method, profile=values.profile, place=place)
+    if place is not None:
+        hub.push(values.output, place)
 
 
 def _define_steer(values: flags.FlagValues) -> None:

@@ -11,7 +11,7 @@ from scpo_jax.configs import base
 from scpo_jax.data.encoding import Prompt
 from scpo_jax.data.fields import listing
 from scpo_jax.errors import InputError
-from scpo_jax.judge import Judge, open_judge
+from scpo_jax.judge import Judge, Scorer, open_judge
 
 COLUMNS = ("ref", "difference", "keep", "weight")
 REFS = ("ref_score", "ref_score_chosen", "ref_score_rejected")  # the column ref of a text, and of a pair
@@ -23,8 +23,8 @@ class Columns:
     """The columns asked for, and what they are computed with."""
 
     names: tuple[str, ...]  # of COLUMNS, in its order
-    reference: Judge  # its global RM speaks, whatever a row's group
-    judge: Judge  # whose groups have a tau and beta of their own
+    judge: Judge  # gives the scores; its groups may have a tau and beta of their own
+    reference: Scorer | None  # None: what the judge has for rows without a group
     tau: float | None  # of all rows; None for that of the row's RM
     beta: float | None
     defaults: tuple[float, float]  # tau and beta where an RM has none
@@ -47,12 +47,10 @@ class Columns:
 
     def both(self, prompts: Sequence[Prompt], responses: Sequence[str], groups: Sequence[str]) -> np.ndarray:
         """Scores `[2, N]` of texts by the RM of their group, and by the reference."""
-        nobody = [""] * len(groups)
-        if self.reference is self.judge:  # texts without a group are scored once
+        if self.reference is None:  # texts without a group are scored once
+            nobody = [""] * len(groups)
             return self.judge.score([*prompts] * 2, [*responses] * 2, [*groups, *nobody]).reshape(2, -1)
-        return np.stack(
-            [self.judge.score(prompts, responses, groups), self.reference.score(prompts, responses, nobody)]
-        )
+        return np.stack([self.judge.score(prompts, responses, groups), self.reference(prompts, responses)])
 
     def of_row(self, refs: Sequence[np.float32], group: str) -> dict:
         """Every column of a text, or of a pair, from the reference's scores; whether asked for or not."""
@@ -95,27 +93,27 @@ def open_columns(
     max_length: int | None,
     dtype: str,
 ) -> Columns | None:
-    """The columns that flags ask for, with the RM `reference`, by default the global one of the workdir `model`.
+    """The columns that flags ask for; None if they ask for none. Raises InputError.
 
-    None if no column is asked for. Raises InputError.
+    The reference is the RM `reference`, else the global RM of a workdir, else a single model that is nobody's own.
     """
     names = [name.strip() for name in names]
     _check(names, reference, tau, beta)
     if not names:
         return None
-    of_workdir = workdir.is_workdir(model)
-    if reference is None and not of_workdir:
-        raise InputError(f"--columns={','.join(names)} needs --reference=M: {model} is no workdir with a global RM")
+    if reference is not None:
+        speaker = open_judge(reference, method="global", max_length=max_length, dtype=dtype).default
+    else:
+        own = bool(judge.groups) or judge.method == "global"
+        speaker = None if own else judge.global_scorer()
+        if not own and speaker is None:
+            raise InputError(f"--columns={','.join(names)}: name the global RM, --reference=M: {model} is a group's RM")
     settings = base.get_config().scpo
     defaults = settings.tau, settings.beta
-    if of_workdir:
+    if workdir.is_workdir(model):
         config = workdir.Workdir(model).record()["config"]
         defaults = config["scpo.tau"], config["scpo.beta"]
-    if reference is None and (judge.groups or judge.method == "global"):
-        speaker = judge
-    else:
-        speaker = open_judge(reference or model, method="global", max_length=max_length, dtype=dtype)
-    return Columns(tuple(name for name in COLUMNS if name in names), speaker, judge, tau, beta, defaults)
+    return Columns(tuple(name for name in COLUMNS if name in names), judge, speaker, tau, beta, defaults)
 
 
 def _check(names: Sequence[str], reference: str | None, tau: float | None, beta: float | None) -> None:

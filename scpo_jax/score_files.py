@@ -66,7 +66,7 @@ def score_file(judge: Judge, source: str, output: str, columns: Columns | None =
             logs.say(f"{output} already has the scores of all {content.rows} rows of {source}, nothing to do")
         if distributed.is_writer():
             file.close()
-    except OSError as error:
+    except (OSError, pyarrow.ArrowException) as error:
         raise InputError(
             f"--output={output} cannot be written ({fields.one_line(error)}); the same command goes on from there"
         ) from error
@@ -175,7 +175,7 @@ def _finished(file, path: pathlib.Path, source: str, columns: Columns | None) ->
     rows, done, samples, every = _rows(source, columns), 0, [], 1
     for chunk in row_files.chunks(file.read(), records.ROWS_AT_ONCE):
         inputs = list(itertools.islice(rows, len(chunk)))
-        shown = file.shown([row.fields for row in inputs])
+        shown = file.shown([_without(SCORES, row.fields) for row in inputs])
         for i, written in enumerate(chunk):
             if i >= len(inputs) or not _is_of(inputs[i], shown[i], written, columns):
                 raise InputError(f"{path}:{done + 1} {row_files.OTHER}")
