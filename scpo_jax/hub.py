@@ -10,10 +10,11 @@ from scpo_jax.errors import InputError
 def check(repository: str) -> None:
     """Refuses, before anything is computed, a name that is none, and a login that is missing or not accepted."""
     import huggingface_hub  # slow to import
+    from huggingface_hub import utils
 
     flag = f"--push_to_hub={repository}"
     try:
-        huggingface_hub.utils.validate_repo_id(repository)
+        utils.validate_repo_id(repository)
     except ValueError as error:
         raise InputError(f"{flag}: {one_line(error)}") from error
     if repository.count("/") != 1:

@@ -44,7 +44,9 @@ class Hub(http.server.BaseHTTPRequestHandler):
             modes = {name: "lfs" if name.endswith(".safetensors") else "regular" for name in names}
             self.reply(200, {"files": [{"path": n, "uploadMode": m, "shouldIgnore": False} for n, m in modes.items()]})
         elif self.path == "/me/chile-rm.git/info/lfs/objects/batch":
-            found = [{**item, "actions": {"upload": {"href": self.url(item["oid"])}}} for item in objects(body)]
+            found = [
+                {**item, "actions": {"upload": {"href": self.url(f"blobs/{item['oid']}")}}} for item in objects(body)
+            ]
             self.reply(200, {"transfer": "basic", "objects": found})
         elif self.path == "/api/models/me/chile-rm/commit/main":
             self.commit([json.loads(line) for line in body.splitlines()])
@@ -64,7 +66,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         if asked["name"] in self.server.repositories:
             return self.reply(409, {"error": "You already created this model repo"})
         self.server.repositories[asked["name"]] = asked
-        return self.reply(200, {"url": f"http://hub/me/{asked['name']}", "name": f"me/{asked['name']}"})
+        return self.reply(200, {"url": self.url(f"me/{asked['name']}"), "name": f"me/{asked['name']}"})
 
     def commit(self, lines: list[dict]):
         for line in lines:
@@ -73,10 +75,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
                 self.server.files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 self.server.files[value["path"]] = self.server.blobs[value["oid"]]
-        self.reply(200, {"commitUrl": "http://hub/me/chile-rm/commit/0", "commitOid": "0" * 40, "pullRequestUrl": None})
+        self.reply(200, {"commitUrl": self.url("me/chile-rm/commit/0"), "commitOid": "0" * 40, "pullRequestUrl": None})
 
-    def url(self, oid: str) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}/blobs/{oid}"
+    def url(self, path: str) -> str:
+        return f"http://127.0.0.1:{self.server.server_address[1]}/{path}"
 
     def reply(self, status: int, value: dict, headers: dict | None = None):
         content = json.dumps(value).encode()
