@@ -13,7 +13,7 @@ from scpo_jax.workdir import Workdir, is_workdir
 
 HUB_DATA = {"prism": "HannahRoseKirk/prism-alignment", "global_opinions": "Anthropic/llm_global_opinions"}
 NUMBERS = {"training pairs": "pairs", "steps": "steps", "tau": "tau", "beta": "beta"}  # name -> key of the card
-UNKNOWN = "unknown"
+UNKNOWN, SCRATCH = "unknown", "none: trained from scratch"
 
 
 def write(folder: pathlib.Path, source: str, loaded: Loaded, place: str) -> None:
@@ -42,10 +42,10 @@ def describe(loaded: Loaded, run: Workdir | None, place: str) -> dict:
     """What the template says, by name."""
     card, config = loaded.card, run.record()["config"] if run else {}
     group, profile = card["group"], card["profile"] if "profile" in card else None
-    speaks_for = "the majority" if card["method"] == "global" else group
+    speaks_for = "the annotators it was trained on" if card["method"] == "global" else f"annotators of {group}"
     title = f"Reward model of {group}, {card['method']}" if group else "Global reward model"
     if profile is not None:
-        speaks_for = fields.listing(profile) or "the majority"
+        speaks_for = f"annotators of {fields.listing(profile)}" if profile else "the annotators of the global model"
         title = "Reward model blended of several groups"
     base, base_id = base_model(config)
     licence = licence_of(base, config) if base else UNKNOWN
@@ -56,7 +56,7 @@ def describe(loaded: Loaded, run: Workdir | None, place: str) -> dict:
         "made_by": made_by(card, profile),
         "version": __version__,
         "licence": licence,
-        "licence_note": f" ({licence})" if licence != UNKNOWN else ", which this card does not know,",
+        "licence_note": licence_note(base, licence),
         "base_id": base_id,
         "data_id": data_id,
         "facts": {name: cell(value) for name, value in facts(loaded, config, data).items()},
@@ -112,7 +112,7 @@ def base_model(config: dict) -> tuple[str, str]:
         return "", ""
     name = config["model.name_or_path"]
     if not name:
-        return "none: trained from scratch", ""
+        return SCRATCH, ""
     if pathlib.Path(name).expanduser().exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
         return f"a local folder, {pathlib.Path(name).name}", ""
     revision = f" at revision {config['model.revision']}" if config["model.revision"] else ""
@@ -149,6 +149,15 @@ def licence_of(base: str, config: dict) -> str:
         except Exception:  # offline, gated or gone: the client's own errors, those of its HTTP library, OSError
             continue
     return _licence_in(*found)
+
+
+def licence_note(base: str, licence: str) -> str:
+    """What the licence means to a reader."""
+    if base == SCRATCH:
+        return "It has no base model, and its owner has not stated a licence."
+    if licence == UNKNOWN:
+        return "Neither the base model's card nor its config states a licence: look it up before you pass this on."
+    return f"The licence of the base model applies: {licence}."
 
 
 def _licence_in(*files: pathlib.Path) -> str:

@@ -15,7 +15,7 @@ from etils import epath
 from scpo_jax.data.fields import kind, one_line, valid_text
 from scpo_jax.errors import InputError
 
-ROWS_AT_ONCE = 256  # of a Parquet file in memory
+ROWS_AT_ONCE = 128  # of a Parquet file in memory
 BOM = b"\xef\xbb\xbf"
 
 Row = tuple[str, dict | InputError]  # file:line, and the record or what is wrong with it
