@@ -156,6 +156,9 @@ def test_stopped_it_goes_on_after_its_last_chunk(suffix, chunks, small_chunks, t
     with pytest.raises(KeyboardInterrupt):
         scored(LengthJudge(), ROWS, output, calls=chunks)
     assert output.exists() == (suffix == "jsonl" and chunks > 0)  # Parquet is whole or not there
+    if output.exists():
+        with output.open("ab") as file:
+            file.write(b'{"prompt": "a", "respon')  # what a crash cuts off
     scored(judge, ROWS, output)
     assert content(output) == content(whole)
     checked = [3 * chunks] if chunks else []
