@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from scpo_jax import checkpoint, logs, score, steering, workdir
+from scpo_jax import checkpoint, score, steering, workdir
 from scpo_jax.checkpoint import Loaded
-from scpo_jax.data import encoding, preferences
+from scpo_jax.data import encoding
 from scpo_jax.data.encoding import Prompt
 from scpo_jax.errors import InputError
 from scpo_jax.models import hf, peft
@@ -181,61 +181,4 @@ def _global_model(run: workdir.Workdir) -> Loaded:
         raise InputError(f"{run.root} has lost checkpoints/global: run its stage global again")
     loaded = load_model(config["model.name_or_path"], config["model.revision"])
     card = {"max_length": config["model.max_length"], "encoding": config["model.encoding"]}
-    return loaded._replace(card=loaded.card | card)
-
-
-def export(name: str, output: str, *, method: str = "scpo", profile: str | None = None, form: str = "merged") -> None:
-    """Writes a checkpoint, or with a profile a blend of a workdir's RMs, as a folder that transformers loads.
-
-    Its card is in `scpo.json`. With `form` "peft" adapters alone are written, as PEFT has them.
-    """
-    if profile is None and not checkpoint.is_checkpoint(name):
-        raise InputError(
-            f"--checkpoint={name} is not a checkpoint of scpo, such as WORKDIR/checkpoints/scpo/chile; a whole workdir "
-            "is exported with --profile"
-        )
-    folder = pathlib.Path(output)
-    workdir.check_place(folder, "--output")
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"--output={output} is not an empty folder: name another one")
-    if form == "peft":
-        if profile is not None:
-            raise InputError("--format=peft writes the adapters of one checkpoint: leave --profile out")
-        loaded, files = checkpoint.load(name), f"{peft.CONFIG_FILE}, {peft.WEIGHTS_FILE}"
-        if loaded.model.lora is None:
-            raise InputError(
-                f"--format=peft: {name} has no adapters: train with config.train.lora.rank, or leave it out"
-            )
-        peft.save(loaded.model, loaded.params, _base_for_peft(name, loaded.card["base"], folder), folder)
-    else:
-        blended = profile is not None
-        loaded = _standardised(load_blend(name, method, profile), name) if blended else checkpoint.load_merged(name)
-        files = "config.json, model.safetensors"
-        hf.save(loaded.model, loaded.params, folder)
-    hf.save_tokenizer(loaded.tokenizer, folder)
-    (folder / CARD_FILE).write_text(json.dumps(loaded.card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    logs.say(f"wrote {folder}: {files}, tokenizer, {CARD_FILE}")
-
-
-def _base_for_peft(name: str, base: dict, folder: pathlib.Path) -> str:
-    """What PEFT loads the base of a checkpoint from; a base that only we can read is written beside the adapters."""
-    place = checkpoint.base_place(epath.Path(name).resolve(), base)
-    if not checkpoint.is_checkpoint(place) and not peft.is_adapter(place):
-        return place
-    start, folder = checkpoint.load_merged(place), folder.resolve() / "base"
-    hf.save(start.model, start.params, folder)
-    hf.save_tokenizer(start.tokenizer, folder)
-    return str(folder)
-
-
-def _standardised(loaded: Loaded, name: str) -> Loaded:
-    """A blend whose card has the mean and standard deviation of its scores on training texts of its workdir.
-
-    All blends of a workdir score the same texts, of all its groups.
-    """
-    rows = [row for row in preferences.read_table(workdir.Workdir(name).pairs).to_pylist() if row["split"] == "train"]
-    rows = rows[:: max(2 * len(rows) // score.STANDARDISED_ON, 1)]
-    texts = [(preferences.prompt_of(row), row[side]) for row in rows for side in ("chosen", "rejected")]
-    scores = Scorer(loaded, score.score_function(loaded.model, "float32"))(*zip(*texts, strict=True))
-    card = {"score_mean": float(scores.mean()), "score_std": float(scores.std())}
     return loaded._replace(card=loaded.card | card)

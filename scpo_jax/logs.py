@@ -20,9 +20,9 @@ def say(line: str) -> None:
 
 
 class Progress:
-    """Counts work done: a bar on a terminal, else a plain line every ten seconds and at the end."""
+    """Counts work done: a bar on a terminal, else a plain line every ten seconds. `total` may be unknown."""
 
-    def __init__(self, total: int, what: str, unit: str):
+    def __init__(self, total: int | None, what: str, unit: str):
         self._total, self._what, self._unit, self._done = total, what, unit, 0
         self._started = self._told = time.monotonic()
         shown = sys.stderr.isatty() and distributed.is_writer()
@@ -37,7 +37,8 @@ class Progress:
         elif now - self._told > SECONDS_BETWEEN_LINES:
             self._told = now
             rate = self._done / (now - self._started)
-            say(f"{self._what}: {self._done} of {self._total} {self._unit}s, {rate:.1f} {self._unit}s/s")
+            of = "" if self._total is None else f" of {self._total}"
+            say(f"{self._what}: {self._done}{of} {self._unit}s, {rate:.1f} {self._unit}s/s")
 
     def reach(self, done: int) -> None:
         """Counts up to `done` in all."""

@@ -86,16 +86,27 @@ def _define_profile(values: flags.FlagValues) -> None:
 def _define_score(values: flags.FlagValues) -> None:
     _define_model(values)
     flags.DEFINE_string(
-        "input", None, "JSON lines with prompt and response, or chosen and rejected", flag_values=values
+        "input", None, "JSONL, CSV or Parquet with prompt and response, or chosen and rejected", flag_values=values
     )
-    flags.DEFINE_string("output", None, "JSON lines to write: the input's fields and the scores", flag_values=values)
+    flags.DEFINE_string(
+        "output", None, "JSONL (or NAME.parquet) to write: the input's fields and the scores", flag_values=values
+    )
+    flags.DEFINE_list("columns", [], "to add, of ref, difference, keep, weight", flag_values=values)
+    flags.DEFINE_string(
+        "reference", None, "M that --columns compare with; default the global RM of a workdir", flag_values=values
+    )
+    flags.DEFINE_float("tau", None, "of the column keep; default that of the row's RM", flag_values=values)
+    flags.DEFINE_float("beta", None, "of the column weight; default that of the row's RM", flag_values=values)
 
 
 def _score(values: flags.FlagValues, command: str) -> None:
-    from scpo_jax import files
+    from scpo_jax import ref_columns, score_files
 
     _require(values, "model", "input", "output")
-    files.score_file(_judge(values), values.input, values.output)
+    judge = _judge(values)
+    settings = {name: values[name].value for name in ("reference", "tau", "beta", "max_length", "dtype")}
+    columns = ref_columns.open_columns(values.columns, judge, values.model, **settings)
+    score_files.score_file(judge, values.input, values.output, columns)
 
 
 def _define_evaluate(values: flags.FlagValues) -> None:
@@ -137,13 +148,17 @@ def _define_export(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "format", "merged", ["merged", "peft"], "of adapters: merged into their base, or alone", flag_values=values
     )
+    flags.DEFINE_string(
+        "push_to_hub", None, "USER/NAME to upload it to, a new repository is private", flag_values=values
+    )
 
 
 def _export(values: flags.FlagValues, command: str) -> None:
-    from scpo_jax import judge
+    from scpo_jax import export
 
     _require(values, "checkpoint", "output")
-    judge.export(values.checkpoint, values.output, method=values.method, profile=values.profile, form=values.format)
+    choices = {"method": values.method, "profile": values.profile, "form": values.format}
+    export.export(values.checkpoint, values.output, **choices, repository=values.push_to_hub)
 
 
 def _define_steer(values: flags.FlagValues) -> None:

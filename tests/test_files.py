@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from scpo_jax import checkpoint, files, judge
-from scpo_jax.data import preferences
+from scpo_jax import checkpoint, judge, score_files
+from scpo_jax.data.preferences import as_text
 from scpo_jax.models import hf
 from tests import model_helpers
 from tests.run_helpers import GROUPS, pairs, read_rows, refusal, scpo, snapshot, write_rows
@@ -111,7 +111,7 @@ def test_a_run_may_start_from_a_hub_id_or_a_checkpoint(models, finished, tmp_pat
 
 
 def test_an_interrupted_output_is_resumed(models, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(files, "ROWS_PER_CHUNK", 4)
+    monkeypatch.setattr(score_files, "ROWS_PER_CHUNK", 4)
     source, output = write_rows(tmp_path / "rows.jsonl", pairs()[:12]), tmp_path / "deep" / "scored.jsonl"
     arguments = ("score", f"--model={models['folder']}", f"--input={source}", f"--output={output}")
     assert scpo(*arguments) == 0
@@ -283,7 +283,7 @@ def test_an_export_scores_the_same_in_transformers(models, tmp_path):
     ours = [row["score"] for row in scores_of(models["export"], TEXTS[:4], tmp_path)]
     model = transformers.AutoModelForSequenceClassification.from_pretrained(models["export"]).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(models["export"])
-    prompts = [preferences.as_text(files._texts(row, "")[0][0]) for row in TEXTS[:4]]
+    prompts = [as_text(score_files.texts_of(row, "")[0][0]) for row in TEXTS[:4]]
     batch = tokenizer(prompts, [row["response"] for row in TEXTS[:4]], padding=True, return_tensors="pt")
     with torch.no_grad():
         theirs = model(**batch).logits[:, 0].numpy()

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from scpo_jax import checkpoint
+from scpo_jax import checkpoint, hub
 from scpo_jax.errors import InputError
 from scpo_jax.models import lora
 from tests import run_helpers
@@ -93,6 +93,17 @@ def test_adapters_alone_are_written_for_peft_and_read_again(finished, chile, tmp
     np.testing.assert_allclose(scores(tmp_path / "peft", tmp_path), ours, rtol=0, atol=1e-6)
     flags = [f"--checkpoint={finished / 'work/checkpoints/global'}", f"--output={tmp_path / 'no'}", "--format=peft"]
     assert "has no adapters" in refusal(capsys, "export", *flags)
+
+
+def test_the_card_of_adapters_loads_them_and_a_local_base_is_not_uploaded(chile, tmp_path, capsys, monkeypatch):
+    flags = [f"--checkpoint={chile}", "--format=peft"]
+    assert run_helpers.scpo("export", *flags, f"--output={tmp_path / 'peft'}") == 0
+    card = (tmp_path / "peft/README.md").read_text()
+    assert "library_name: peft" in card and "AutoPeftModelForSequenceClassification as AutoModel" in card
+    assert "| adapters | LoRA of rank 2, alpha 16 |" in card and str(tmp_path) not in card
+    monkeypatch.setattr(hub, "check", lambda repository: None)
+    line = refusal(capsys, "export", *flags, f"--output={tmp_path / 'no'}", "--push_to_hub=me/rm")
+    assert "which the hub does not have: upload the merged model" in line and not (tmp_path / "no").exists()
 
 
 def test_a_run_may_start_from_adapters(finished, chile, tmp_path):

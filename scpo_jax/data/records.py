@@ -15,13 +15,21 @@ from etils import epath
 from scpo_jax.data.fields import kind, one_line, valid_text
 from scpo_jax.errors import InputError
 
+ROWS_AT_ONCE = 128  # of a Parquet file in memory
 BOM = b"\xef\xbb\xbf"
 
 Row = tuple[str, dict | InputError]  # file:line, and the record or what is wrong with it
 
 
 def read_rows(path) -> list[Row]:
-    """All records of a file: `.csv` and `.parquet` by their extension, JSON lines whatever else it is called.
+    """All records of a file; see `stream_rows`."""
+    return list(stream_rows(path))
+
+
+def stream_rows(path) -> Iterator[Row]:
+    """The records of a file, a few in memory at a time.
+
+    `.csv` and `.parquet` are known by their extension, whatever else it is called is JSON lines.
 
     Raises:
         InputError: the file is missing, a folder, empty or as a whole unreadable.
@@ -34,13 +42,15 @@ def read_rows(path) -> list[Row]:
     if not path.exists():
         raise InputError(f"{path} does not exist: check the path")
     readers = {".csv": csv_rows, ".parquet": parquet_rows}
+    empty = True
     try:
-        rows = list(readers.get(path.suffix.lower(), json_rows)(path))
+        for row in readers.get(path.suffix.lower(), json_rows)(path):
+            empty = False
+            yield row
     except OSError as error:
         raise InputError(f"{path} cannot be read ({one_line(error)}): check its permissions") from error
-    if not rows:
+    if empty:
         raise InputError(f"{path} is empty: it needs at least one row")
-    return rows
 
 
 def json_rows(path) -> Iterator[Row]:
@@ -81,12 +91,15 @@ def csv_rows(path) -> Iterator[Row]:
 
 def parquet_rows(path) -> Iterator[Row]:
     """Rows of a Parquet file, numbered from 1."""
+    number = 0
     try:
-        records = pyarrow.parquet.read_table(pyarrow.BufferReader(epath.Path(path).read_bytes())).to_pylist()
+        with epath.Path(path).open("rb") as file:
+            for batch in pyarrow.parquet.ParquetFile(file).iter_batches(ROWS_AT_ONCE):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield f"{path}: row {number}", record
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({one_line(error)}); write it again") from error
-    for number, record in enumerate(records, start=1):
-        yield f"{path}: row {number}", record
 
 
 def _lines(path) -> Iterator[tuple[int, bytes]]:
