@@ -114,13 +114,14 @@ def model() -> ConfigDict:
     config.max_length = 512  # tokens of prompt and response together
     config.dtype = "float32"  # compute type, float32 or bfloat16; parameters and scores are float32
     config.encoding = "pair"  # pair (of causal models the conversation), or reference: the authors' two formats
-    config.scratch = ConfigDict()  # a BERT with random weights and a tokenizer trained on the training texts
+    config.scratch = ConfigDict()  # random weights and a tokenizer made of the training texts
+    config.scratch.family = "bert"  # bert, or the causal llama
     config.scratch.vocab_size = 2048  # most frequent words kept; any other falls apart into characters
     config.scratch.hidden_size = 64  # width of a token
     config.scratch.num_hidden_layers = 2  # depth
     config.scratch.num_attention_heads = 4  # has to divide hidden_size
     config.scratch.intermediate_size = 256  # width inside the feed-forward layers
-    config.scratch.dropout = 0.1  # of hidden states and attention, in training only
+    config.scratch.dropout = 0.1  # of a BERT's hidden states and attention, in training only
     return config
 
 

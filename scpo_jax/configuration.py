@@ -21,6 +21,7 @@ CHOICES = {
     "data.source": ("prism", "jsonl", "global_opinions", "simulated"),
     "model.dtype": ("float32", "bfloat16"),
     "model.encoding": encoding.ENCODINGS,
+    "model.scratch.family": ("bert", "llama"),
     "train.schedule": optimizer.SCHEDULES,
     "train.batch_order": ("shuffled", "reference"),
 }

@@ -14,7 +14,7 @@ from scpo_jax.checkpoint import Loaded
 from scpo_jax.data import encoding
 from scpo_jax.data.encoding import Prompt
 from scpo_jax.errors import InputError
-from scpo_jax.models import hf, peft
+from scpo_jax.models import hf, module, peft
 from scpo_jax.score import ScoreFunction
 
 CARD_FILE = "scpo.json"  # beside config.json in a folder that `scpo export` wrote
@@ -180,5 +180,6 @@ def _global_model(run: workdir.Workdir) -> Loaded:
     if config["global_rm.train"]:
         raise InputError(f"{run.root} has lost checkpoints/global: run its stage global again")
     loaded = load_model(config["model.name_or_path"], config["model.revision"])
+    model, params = module.merge(loaded.model, loaded.params)  # as the run did
     card = {"max_length": config["model.max_length"], "encoding": config["model.encoding"]}
-    return loaded._replace(card=loaded.card | card)
+    return loaded._replace(model=model, params=params, card=loaded.card | card)

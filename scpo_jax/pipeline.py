@@ -33,8 +33,8 @@ OF_BOTH_TRAININGS = tuple(
 OF_NO_STAGE = ("data.length_quantiles",)  # only preflight reads it
 STAGES = {
     "prepare": Stage(stages.prepare, (), ("data.", "seed", "model.name_or_path", "model.revision", "model.max_length",
-                                          "model.encoding", "model.scratch.vocab_size", "global_rm.train",
-                                          "global_rm.groups")),
+                                          "model.encoding", "model.scratch.vocab_size", "model.scratch.family",
+                                          "global_rm.train", "global_rm.groups")),
     "global": Stage(train_groups.train_global, ("prepare",), ("global_rm.", "model.", "seed", *OF_BOTH_TRAININGS),
                     everywhere=True),
     "score": Stage(stages.score_global, ("prepare", "global"), ("model.dtype",), everywhere=True),

@@ -137,7 +137,10 @@ def make_tokenizer(config, table: pa.Table) -> tuple:
         return start.tokenizer, start.model.reads
     rows = table.filter(pa.compute.equal(table["split"], "train")).to_pydict()
     texts = [*rows["prompt"], *rows["chosen"], *rows["rejected"]]
-    return vocabulary.make_tokenizer(texts, config.model.scratch.vocab_size, config.model.max_length), "first"
+    sizes = config.model.scratch.vocab_size, config.model.max_length
+    if config.model.scratch.family == "llama":
+        return vocabulary.make_causal_tokenizer(texts, *sizes), "last"
+    return vocabulary.make_tokenizer(texts, *sizes), "first"
 
 
 def load_start(config) -> Loaded:
@@ -153,19 +156,19 @@ def load_start(config) -> Loaded:
 
 
 def scratch_config(config, tokenizer) -> dict:
-    """The `config.json` of a BERT to start from random weights."""
+    """The `config.json` of a BERT or a Llama to start from random weights."""
     settings = config.model.scratch.to_dict()
-    dropout = settings.pop("dropout")
-    return {
-        "model_type": "bert",
-        **settings,
+    family, dropout = settings.pop("family"), settings.pop("dropout")
+    known = settings | {
+        "model_type": family,
         "vocab_size": len(tokenizer),
         "max_position_embeddings": config.model.max_length,
-        "type_vocab_size": 2,
         "pad_token_id": tokenizer.pad_token_id,
-        "hidden_dropout_prob": dropout,
-        "attention_probs_dropout_prob": dropout,
     }
+    if family == "llama":
+        return known | {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id")}
+    rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    return known | {"type_vocab_size": 2} | rates
 
 
 def load_global(config, workdir: Workdir) -> Loaded:

@@ -73,10 +73,10 @@ def test_a_run_from_a_folder_of_a_llama(finished):
     assert {f["level"] for f in findings if f["name"] in ("special_tokens", "pad_token", "truncation")} == {"ok"}
 
 
-def scores(model, folder) -> list[float]:
+def scores(model, folder, *flags) -> list[float]:
     """What `scpo score` gives ROWS."""
-    source = run_helpers.write_rows(folder / "rows.jsonl", ROWS)
-    assert run_helpers.scpo("score", f"--model={model}", f"--input={source}", f"--output={folder / 'out.jsonl'}") == 0
+    source, output = run_helpers.write_rows(folder / "rows.jsonl", ROWS), folder / "out.jsonl"
+    assert run_helpers.scpo("score", f"--model={model}", f"--input={source}", f"--output={output}", *flags) == 0
     return [row["score"] for row in run_helpers.read_rows(folder / "out.jsonl")]
 
 

@@ -39,10 +39,10 @@ def chile(finished):
     return finished / "work/checkpoints/scpo/chile"
 
 
-def scores(model, folder) -> list[float]:
+def scores(model, folder, *flags) -> list[float]:
     """What `scpo score` gives a few texts."""
     (folder / "out.jsonl").unlink(missing_ok=True)
-    return scores_into(model, folder)
+    return scores_into(model, folder, *flags)
 
 
 def test_checkpoints_hold_adapters_and_head_and_name_their_base(finished, chile):
@@ -75,6 +75,28 @@ def test_a_workdir_may_move_and_a_base_may_not_change(finished, chile, tmp_path,
     checkpoint.save(there / "global", start._replace(params=changed))
     with pytest.raises(InputError, match="another model than the one that the adapters were trained on"):
         checkpoint.load(there / "scpo/chile")
+
+
+def test_profiles_blend_what_the_adapters_say(finished, chile, tmp_path):
+    """In weight space: sum of strengths times products of adapters, and of heads."""
+    work, start = finished / "work", scores(finished / "work/checkpoints/global", tmp_path)
+    assert scores(work, tmp_path, "--profile={}") == start
+    own = scores(chile, tmp_path)
+    np.testing.assert_allclose(scores(work, tmp_path, "--profile=Chile=1"), own, rtol=0, atol=1e-6)
+    loaded, plain = checkpoint.load(chile), checkpoint.load(work / "checkpoints/global")
+    half = checkpoint.load_merged(chile).params  # by hand: half of the product, and of the way of the head
+    for name in ("query", "value"):
+        adapters = loaded.params["layers"]["attention"][name]
+        product = np.matmul(adapters["lora_a"], adapters["lora_b"]) * loaded.model.lora.scale
+        half["layers"]["attention"][name]["kernel"] = adapters["kernel"] + 0.5 * product
+    down = loaded.params["layers"]["feed_forward"]["output"]
+    product = np.matmul(down["lora_a"], down["lora_b"]) * loaded.model.lora.scale
+    half["layers"]["feed_forward"]["output"]["kernel"] = down["kernel"] + 0.5 * product
+    half["score"]["kernel"] = 0.5 * (plain.params["score"]["kernel"] + loaded.params["score"]["kernel"])
+    checkpoint.save(tmp_path / "half", plain._replace(params=half))
+    blended = scores(work, tmp_path, "--profile=Chile=0.5")
+    np.testing.assert_allclose(blended, scores(tmp_path / "half", tmp_path), rtol=0, atol=1e-6)
+    assert min(np.abs(np.subtract(blended, own)).max(), np.abs(np.subtract(blended, start)).max()) > 1e-4
 
 
 def test_the_export_is_a_plain_model_with_the_same_scores(chile, tmp_path):
@@ -115,3 +137,5 @@ def test_a_run_may_start_from_adapters(finished, chile, tmp_path):
     assert mexico.card["base"]["name"] == str(chile)
     merged = checkpoint.load_merged(chile).params["layers"]["attention"]["query"]["kernel"]
     np.testing.assert_array_equal(mexico.params["layers"]["attention"]["query"]["kernel"], merged)
+    ours = scores(chile, tmp_path)
+    np.testing.assert_allclose(scores(tmp_path / "work", tmp_path, "--profile={}"), ours, rtol=0, atol=1e-6)

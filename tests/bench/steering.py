@@ -80,24 +80,27 @@ def outcome(margins: dict, users: np.ndarray) -> dict:
     }
 
 
-def text_countries(folder: pathlib.Path, seed: int) -> list[dict]:
-    """`outcome` of seven new countries for the RMs of a demo run: pairs are texts, blends are in weight space."""
+def text_countries(folder: pathlib.Path, seed: int, scratch: pathlib.Path) -> list[dict[str, dict]]:
+    """{"weight", "score": `outcome`} of seven new countries for the RMs of a demo run: pairs are texts.
+
+    Their world and the RMs trained on all of their data are made in `scratch`, or found there.
+    """
     rng, run = np.random.default_rng([seed, 2]), Run(folder)
     config = demo.get_config()
     config.data.source, config.global_rm.train, config.controls = "prism", False, ()
     config.data.test_size = TEST_USERS / (USERS + TEST_USERS)
     config.model.name_or_path = str(Workdir(folder).global_checkpoint)
     config.scpo.methods = ("scpo",)
-    with tempfile.TemporaryDirectory() as scratch:
-        world, workdir = pathlib.Path(scratch, "world"), Workdir(pathlib.Path(scratch, "run"))
+    world, workdir = scratch / "world", Workdir(scratch / "run")
+    if not world.exists():
         deltas = {group: mixture(rng) for group in simulated.MINORITY}
         arguments = {"users_per_group": USERS + TEST_USERS, "cultural_strength": 1.0, "extreme_share": 0.0}
         with mock.patch.multiple(simulated, DELTA=deltas, MAJORITY=()):
             simulated.write(world, **arguments, seed=seed)
-        config.data.path = str(world)
-        pipeline.run(config, workdir, only=("prepare", "global", "score", "select", "train"))
-        table = preferences.read_table(workdir.pairs).to_pylist()
-        full = {group: checkpoint.load(path).params for group, path in workdir.groups("scpo").items()}
+    config.data.path = str(world)
+    pipeline.run(config, workdir, only=("prepare", "global", "score", "select", "train"))
+    table = preferences.read_table(workdir.pairs).to_pylist()
+    full = {group: checkpoint.load(path).params for group, path in workdir.groups("scpo").items()}
     return [run.new_country([row for row in table if row["group"] == group], params) for group, params in full.items()]
 
 
@@ -154,20 +157,24 @@ class Run:
         scorer, texts = judge.Scorer(self.start._replace(params=params), self.function), tokens.texts_of(rows)
         return dict(zip(texts, scorer(*zip(*texts.values(), strict=True)), strict=True))
 
-    def new_country(self, rows: list[dict], full: dict) -> dict:
-        """`outcome` for the pairs of one country and the parameters of an RM trained on all of its training pairs."""
+    def new_country(self, rows: list[dict], full: dict) -> dict[str, dict]:
+        """{"weight", "score": `outcome`} for one country's pairs and an RM's parameters trained on all of them."""
         train, test = ([row for row in rows if row["split"] == split] for split in ("train", "test"))
         few = [train[i] for i in np.random.default_rng(0).permutation(len(train))[: max(SIZES)]]
         models = {"": self.start.params, **self.groups}
         known = [margins_of(few, self.scores(params, few)).astype(float) for params in models.values()]
         users, features = np.array([row["user_id"] for row in few]), np.stack(known[1:], axis=1) - known[0][:, None]
-        params = {"global": self.start.params, "all": full}
+        there = {name: margins_of(test, self.scores(params, test)).astype(float) for name, params in models.items()}
+        weight = {"global": there[""], "all": margins_of(test, self.scores(full, test))}
+        score_space = dict(weight)
         for size in SIZES:
             fitted = community.fit(known[0][:size], features[:size], users[:size])
             profile = dict(zip(self.groups, fitted.strengths.tolist(), strict=True))
-            params[size] = steering.blend(self.start.params, profile, self.groups.__getitem__)
-        margins = {name: margins_of(test, self.scores(own, test)) for name, own in params.items()}
-        return outcome(margins, np.array([row["user_id"] for row in test]))
+            blended = steering.blend(self.start.params, profile, self.groups.__getitem__)
+            weight[size] = margins_of(test, self.scores(blended, test))
+            score_space[size] = steering.blend_scores(there[""], there, profile)
+        owners = np.array([row["user_id"] for row in test])
+        return {"weight": outcome(weight, owners), "score": outcome(score_space, owners)}
 
     def accuracies(self, profile: steering.Profile, group: str) -> dict[str, dict[str, float]]:
         """{"weight", "score": {"all", "agreed": accuracy}} of a blend on the test pairs of a group."""
@@ -210,16 +217,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=3, help="worlds of linear RMs; 0 leaves them out")
     parser.add_argument("--workdirs", default="", help="finished demo runs, separated by commas")
+    parser.add_argument("--scratch", type=pathlib.Path, help="folder for the worlds of new countries, which is kept")
     parser.add_argument("--output", type=pathlib.Path, help="JSON file to write")
     flags = parser.parse_args()
     report = {"new_countries": new_countries(flags.seeds) if flags.seeds else {}, "blends": {}}
     print(json.dumps(report["new_countries"], indent=1), flush=True)
-    countries = []
+    countries, scratch = [], flags.scratch or pathlib.Path(tempfile.mkdtemp())
     for seed, folder in enumerate(filter(None, flags.workdirs.split(","))):
         report["blends"][folder] = blends(pathlib.Path(folder))
         print(folder, json.dumps(report["blends"][folder], indent=1), flush=True)
-        countries += text_countries(pathlib.Path(folder), seed)
-        report["new_countries"]["texts"] = gains(countries)
+        countries += text_countries(pathlib.Path(folder), seed, scratch / str(seed))
+        report["new_countries"]["texts"] = {
+            space: gains([own[space] for own in countries]) for space in ("weight", "score")
+        }
         print(f"texts, {seed + 1} runs", json.dumps(report["new_countries"]["texts"], indent=1), flush=True)
     if flags.output:
         flags.output.write_text(json.dumps(report, indent=1))

@@ -1,0 +1,22 @@
+"""The demo with a causal reward model: a tiny Llama from scratch, and low-rank adapters for the countries.
+
+    scpo run --config=configs/demo_lora.py --workdir=runs/demo_lora
+
+The whole Llama is trained as the global RM; the seven countries then share it, frozen, and train adapters of rank 8 and
+the score head. EXPECTED
+"""
+
+from scpo_jax.configs import demo
+
+
+def get_config():
+    """The demo's world; the model and the adapters differ."""
+    config = demo.get_config()
+    config.model.scratch.family = "llama"
+    config.model.scratch.num_hidden_layers = 2
+    config.scpo.methods = ("scpo", "full", "random_subset")
+    config.controls = ()
+    config.train.lora.rank = 8
+    config.train.lora.alpha = 16.0
+    config.train.learning_rate = 1e-2
+    return config
