@@ -32,17 +32,30 @@ def parse(text: str, groups: Iterable[str], flag: str = "--profile") -> Profile:
       flag: names the text in errors.
     """
     text = text.strip()
-    if text.startswith("{"):
-        strengths = _json(text, flag)
-    elif "=" in text and not text.startswith("@"):
-        strengths = _listed(text, flag)
-    else:
+    if not _is_inline(text):
         path = text.removeprefix("@")
         flag, text = f"{flag}={path}", _content(path, flag)
-        strengths = _json(text, flag)
+        return check(_json(text, flag), groups, flag)
+    return parse_inline(text, groups, flag)
+
+
+def parse_inline(text: str, groups: Iterable[str], flag: str) -> Profile:
+    """`parse` without files: what comes from elsewhere must not name any."""
+    text = text.strip()
+    if not _is_inline(text):
+        raise InputError(f'{flag}: no profile, which is like {{"Chile":0.7,"Mexico":0.3}} or Chile=0.7,Mexico=0.3')
+    return check(_json(text, flag) if text.startswith("{") else _listed(text, flag), groups, flag)
+
+
+def check(strengths: Mapping, groups: Iterable[str], flag: str) -> Profile:
+    """The profile of these strengths, without zeros and sorted by group; raises InputError."""
     checked = {group: _strength(value, group, flag) for group, value in strengths.items()}
     check_groups(dict.fromkeys(checked, flag), groups)
     return {group: checked[group] for group in sorted(checked) if checked[group]}
+
+
+def _is_inline(text: str) -> bool:
+    return text.startswith("{") or ("=" in text and not text.startswith("@"))
 
 
 def _content(path: str, flag: str) -> str:
