@@ -119,11 +119,22 @@ def score_batches(
     """
     tokens_per_batch = tokens_per_batch or most_tokens(function.width, jax.local_devices()[0].platform)
     devices = function.mesh.size if function.mesh else 1
-    params, pending = function.place(params), None
+    devices = function.mesh.size if function.mesh else 1
     lengths = [len(text.input_ids) for text in texts]
     tokens = tokens_of_batch(sum(lengths), devices * distributed.count(), tokens_per_batch)
     steps = in_steps(packing.plan_batches(lengths, function.width, tokens), devices)
-    for step in steps[distributed.index() :: distributed.count()]:
+    yield from score_steps(function, function.place(params), texts, steps[distributed.index() :: distributed.count()])
+
+
+def score_steps(
+    function: ScoreFunction, params: dict, texts: Sequence[Text], steps: Sequence[Sequence[Batch]]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields (indices into `texts`, their scores float32) of planned steps; one is always in flight.
+
+    `params` are placed (`ScoreFunction.place`).
+    """
+    pending = None
+    for step in steps:
         running = step, start(function, params, texts, step)
         if pending is not None:
             yield finish(*pending)

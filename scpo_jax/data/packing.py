@@ -6,7 +6,7 @@ S texts a set, R rows of T tokens. In scoring any texts share a row.
 
 import bisect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -162,33 +162,39 @@ def plan_batches(lengths: Sequence[int], width: int, tokens_per_batch: int) -> l
     cheaper, attention being a small part of the work. The number of rows depends on T alone but for the last batch of
     each T.
     """
-    rows = fill_rows(lengths, shortest=_power_of_two(min(max(width // 3, 16), 128)))
+    rows = fill_rows(lengths, shortest_row(width))
     batches = []
     for length, same in itertools.groupby(rows, key=lambda row: row[0]):
         members, most = [texts for _, texts in same], max(tokens_per_batch // length, 1)
         parts = [members[start : start + most] for start in range(0, len(members), most)]
-        slots = _power_of_two(max(sum(map(len, part)) for part in parts))
+        slots = power_of_two(max(sum(map(len, part)) for part in parts))
         for part in parts:
             columns = [np.cumsum([0, *(lengths[i] for i in row[:-1])]) for row in part]
             numbers = [r for r, row in enumerate(part) for _ in row]
-            shape = min(most, _power_of_two(len(part))), length
+            shape = min(most, power_of_two(len(part))), length
             batches.append(Batch(list(itertools.chain(*part)), numbers, list(np.concatenate(columns)), shape, slots))
     return batches
 
 
-def fill_rows(lengths: Sequence[int], shortest: int) -> list[tuple[int, list[int]]]:
+def shortest_row(width: int) -> int:
+    """Tokens of the shortest rows that scoring fills."""
+    return power_of_two(min(max(width // 3, 16), 128))
+
+
+def fill_rows(lengths: Sequence[int], shortest: int, most: Callable[[int], int] = int) -> list[tuple[int, list[int]]]:
     """(T, which texts) of rows that hold all texts: the longest text left, then whatever is the longest that fits.
 
-    T is the power of two that holds a row's first text, at least `shortest`.
+    T is the power of two that holds a row's first text, at least `shortest`. A row has at most `most(T)` texts.
     """
     left, rows = {}, []
     for i in np.argsort(lengths, kind="stable"):
         left.setdefault(int(lengths[i]), []).append(int(i))
     sizes = sorted(left)
     while sizes:
-        row_length = max(_power_of_two(sizes[-1]), shortest)
+        row_length = max(power_of_two(sizes[-1]), shortest)
         row, room = [], row_length
-        while place := bisect.bisect_right(sizes, room):
+        limit = most(row_length)
+        while len(row) < limit and (place := bisect.bisect_right(sizes, room)):
             size = sizes[place - 1]
             row.append(left[size].pop())
             room -= size
@@ -198,7 +204,7 @@ def fill_rows(lengths: Sequence[int], shortest: int) -> list[tuple[int, list[int
     return rows
 
 
-def _power_of_two(n: int) -> int:
+def power_of_two(n: int) -> int:
     """The smallest power of two that is at least n."""
     return 1 << max(n - 1, 0).bit_length()
 
