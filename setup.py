@@ -8,6 +8,8 @@ from setuptools import setup
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "scpo_jax" / "__init__.py").read_text()).group(1)
 
+SERVE = ["httptools>=0.6", "prometheus-client>=0.20", "starlette>=0.40", "uvicorn>=0.30"]
+
 setup(
     name="scpo_jax",
     version=VERSION,
@@ -44,7 +46,8 @@ setup(
         "transformers>=5.0",
     ],
     extras_require={
-        "test": ["hypothesis", "pytest", "pytest-xdist", "ruff", "scipy"],
+        "test": ["hypothesis", "pytest", "pytest-xdist", "ruff", "scipy", *SERVE],
+        "serve": SERVE,
         "torch": ["torch>=2.4"],
         "bench": ["torch>=2.4", "trl>=1.0"],
         "cuda": ["jax[cuda12]"],

@@ -63,6 +63,11 @@ def _run(values: flags.FlagValues, command: str) -> None:
 
 
 def _define_model(values: flags.FlagValues) -> None:
+    _define_single_model(values)
+    _define_processes(values)
+
+
+def _define_single_model(values: flags.FlagValues) -> None:
     flags.DEFINE_string("model", None, "hub id, Hugging Face folder, checkpoint or workdir", flag_values=values)
     flags.DEFINE_string("method", "scpo", "of a workdir: the method whose models answer, or global", flag_values=values)
     flags.DEFINE_string("revision", "", "of a hub id", flag_values=values)
@@ -71,7 +76,6 @@ def _define_model(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "compute type", flag_values=values)
     _define_profile(values)
-    _define_processes(values)
 
 
 def _define_profile(values: flags.FlagValues) -> None:
@@ -137,6 +141,25 @@ def _judge(values: flags.FlagValues):
     _meet(values, base.get_config().distributed.heartbeat_seconds)
     names = ("revision", "method", "max_length", "dtype", "profile")
     return judge.open_judge(values.model, **{name: values[name].value for name in names})
+
+
+def _define_serve(values: flags.FlagValues) -> None:
+    _define_single_model(values)
+    flags.DEFINE_string("workdir", None, "a finished workdir, the same as --model", flag_values=values)
+    flags.DEFINE_string("host", "127.0.0.1", "address; another needs SCPO_SERVE_TOKEN", flag_values=values)
+    flags.DEFINE_integer("port", 8000, "0 takes any that is free", flag_values=values)
+
+
+def _serve(values: flags.FlagValues, command: str) -> None:
+    if not values.workdir:
+        _require(values, "model")
+    try:
+        from scpo_jax import serve
+    except ModuleNotFoundError as error:
+        raise InputError(f"scpo serve needs the package {error.name}: pip install 'scpo_jax[serve]'") from error
+    names = ("host", "port", "profile", "revision", "method", "max_length", "dtype")
+    name = serve.name_of(values.model, values.workdir)
+    serve.serve(name, **{key: values[key].value for key in names})
 
 
 def _define_export(values: flags.FlagValues) -> None:
@@ -245,6 +268,7 @@ COMMANDS = {
     "export": Command("write a checkpoint as a Hugging Face folder", _define_export, _export),
     "steer": Command("a profile for a new community from a few of its pairs", _define_steer, _steer),
     "benchmark": Command("how much data SCPO saves against full finetuning", _define_benchmark, _benchmark),
+    "serve": Command("an HTTP service that scores texts by steering profile", _define_serve, _serve),
     "propose": Command("which unlabelled pairs to have annotated next", _define_propose, _propose),
     "preflight": Command("compile a run for a TPU slice without one", _define_preflight, _preflight),
 }
