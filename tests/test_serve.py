@@ -113,13 +113,13 @@ def test_rounds(engine, monkeypatch):
     entered.wait()
     before = engine.counts["tokens"]
     later = [engine.submit(texts(n), PROFILES[p]) for n, p in ((2, 1), (3, 0), (3, 1), (2, 0))]
-    while len(engine._waiting) < 4:
+    while engine._encoded.qsize() < 4:
         time.sleep(0.01)
     gate.set()
     for future in (first, *later):
         future.result()
     assert taken == [[(1, {})], [(2, PROFILES[1]), (3, PROFILES[1])], [(3, {}), (2, {})]]
-    lengths = [len(text.input_ids) for text in engine._encoded(texts(3))]
+    lengths = [len(text.input_ids) for text in engine._texts(texts(3))]
     assert engine.counts["tokens"] - before == lengths[0] + 2 * sum(lengths)
 
 
@@ -131,7 +131,7 @@ def test_what_fails_fails_alone(engine, monkeypatch):
         engine.submit(texts(4), {}), engine.submit(texts(4), {})
     with pytest.raises(InputError, match="no finite score"):
         extreme.result()
-    monkeypatch.setattr(engine, "_encoded", lambda asked: 1 / 0)
+    monkeypatch.setattr(engine, "_texts", lambda asked: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         engine.submit(texts(1), {}).result()
     monkeypatch.undo()

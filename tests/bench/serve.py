@@ -46,7 +46,7 @@ def make_texts(workdir: str, n: int, seed: int) -> list[dict]:
     for i, (row, share) in enumerate(zip(picked, shares, strict=True)):
         words = rows[row]["chosen" if i % 2 else "rejected"].split()
         response = " ".join(words[: max(int(share * len(words)), 1)])
-        found.append({"prompt": rows[row]["prompt"], "response": f"{response} {seed} {i}"})
+        found.append({"prompt": rows[row]["prompt"], "response": f"{seed} {i} {response}"})
     return found
 
 
@@ -58,7 +58,7 @@ def make_requests(workdir: str, profiles: list[dict], requests: int, texts: int,
 
 
 def offline(workdir: str, bodies: list[dict], connection) -> None:
-    """Sends (seconds, scores of each request) whenever it is asked to."""
+    """Sends (seconds, seconds of its cores, scores of each request) whenever it is asked to."""
     from scpo_jax import judge
 
     profiles = list({json.dumps(body["profile"]): None for body in bodies})
@@ -79,9 +79,9 @@ def offline(workdir: str, bodies: list[dict], connection) -> None:
     score()
     connection.send("ready")
     while connection.recv():
-        started = time.perf_counter()
+        started, used = time.perf_counter(), time.process_time()
         found = score()
-        connection.send((time.perf_counter() - started, found))
+        connection.send((time.perf_counter() - started, time.process_time() - used, found))
 
 
 def clients(port: int, connection) -> None:
@@ -150,6 +150,12 @@ def start_service(workdir: str) -> tuple[subprocess.Popen, int]:
     raise SystemExit("the service did not start")
 
 
+def core_seconds(pid: int) -> float:
+    """What a process has used of the cores so far."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def metrics(port: int) -> dict[str, float]:
     import urllib.request
 
@@ -173,27 +179,32 @@ def main(arguments: list[str] | None = None) -> dict:
     alone, asked = start_player(offline, flags.workdir, many + single)
     asked.recv()
     print("offline is ready", flush=True)
-    first = run_offline(asked)
+    first = request(asked, True)
     service, port = start_service(flags.workdir)
     player, load_of = start_player(clients, port)
     found = {"profiles": profiles, "load_before": os.getloadavg()[0]}
     try:
         request(load_of, make_requests(flags.workdir, profiles, WARM, TEXTS, seed=3))
         rates = {}
-        for name, bodies, expected in (("16 texts", many, first[1][:half]), ("1 text", single, first[1][half:])):
+        for name, bodies, expected in (("16 texts", many, first[2][:half]), ("1 text", single, first[2][half:])):
+            before = [core_seconds(process.pid) for process in (service, player)]
             seconds, answers = request(load_of, bodies)
-            rates[name] = sum(len(body["texts"]) for body in bodies) / seconds
+            used = [core_seconds(p.pid) - was for p, was in zip((service, player), before, strict=True)]
+            texts = sum(len(body["texts"]) for body in bodies)
+            rates[name] = texts / seconds
             found[name] = compare(answers, expected) | {"texts_per_second": rates[name], "seconds": seconds}
+            found[name]["core_ms_per_text"] = {"service": 1000 * used[0] / texts, "clients": 1000 * used[1] / texts}
         found["compilations"] = metrics(port)["scpo_serve_compilations_total"]
     finally:
         service.send_signal(signal.SIGTERM)
         found["exit_code"] = service.wait()
         player.kill()
-    again = run_offline(asked)
+    again = request(asked, True)
     alone.kill()
     texts = len(many) * TEXTS + len(single)
-    offline_rates = [texts / seconds for seconds, _ in (first, again)]
-    found |= {"offline_texts_per_second": offline_rates}
+    offline_rates = [texts / run[0] for run in (first, again)]
+    found["offline_texts_per_second"] = offline_rates
+    found["offline_core_ms_per_text"] = [1000 * run[1] / texts for run in (first, again)]
     found["share_of_offline"] = {name: rate / np.mean(offline_rates) for name, rate in rates.items()}
     print(json.dumps(found, indent=1))
     if flags.output:
@@ -204,10 +215,6 @@ def main(arguments: list[str] | None = None) -> dict:
 def request(connection, value):
     connection.send(value)
     return connection.recv()
-
-
-def run_offline(connection) -> tuple[float, list[list[float]]]:
-    return request(connection, True)
 
 
 if __name__ == "__main__":
