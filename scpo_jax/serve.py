@@ -24,11 +24,11 @@ def serve(name: str, *, host: str, port: int, profile: str | None, **choices) ->
     """
     token = token_of(os.environ)
     with listen(host, port, token) as listener:
-        judge = open_judge(name, **choices)
-        default = default_profile(profile, name, judge.groups)
+        engine = Engine(open_judge(name, **choices))
+        default = default_profile(profile, name, engine.blends.groups)
         shown = f"[{host}]" if ":" in host else host
         logs.say(f"serving {name} at http://{shown}:{listener.getsockname()[1]}, described in /openapi.json")
-        run(Engine(judge), listener, default, token)
+        run(engine, listener, default, token)
 
 
 def run(engine: Engine, listener: socket.socket, default: steering.Profile, token: str | None) -> None:

@@ -58,12 +58,12 @@ class Routes:
 
     async def score(self, request: Request) -> Response:
         asked = serve_requests.parse_score(await _body(request))
-        profile = self._profile(asked.profile)
+        profile = self._profile(_profile_in_query(request) if asked.profile is None else asked.profile)
         return JSONResponse({"scores": await self._scores(asked.texts, profile), "profile": profile})
 
     async def get_reward(self, request: Request) -> Response:
         texts = serve_rewards.parse(await _body(request), self._special)
-        profile = self._profile(request.query_params.get("profile"))
+        profile = self._profile(_profile_in_query(request))
         return JSONResponse(serve_rewards.reply(await self._scores(texts, profile)))
 
     async def healthz(self, request: Request) -> Response:
@@ -84,6 +84,10 @@ class Routes:
 
     async def _scores(self, texts, profile: Profile) -> list[float]:
         return (await asyncio.wrap_future(self._engine.submit(texts, profile))).tolist()
+
+
+def _profile_in_query(request: Request) -> str | None:
+    return request.query_params.get("profile")
 
 
 async def _body(request: Request) -> bytes:

@@ -27,6 +27,7 @@ class Blends:
         self._base = [], {}  # the frozen part that was read last: its leaves, and the same on the host
         self._start = self._on_host(judge.default.loaded)
         self._groups = {group: self._on_host(checkpoint.load(folder)) for group, folder in judge.groups.items()}
+        self._base = [], {}
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(self._function.params))
         self.capacity = int(np.clip(BYTES_KEPT // size, 2, MOST_KEPT))
         self._kept = collections.OrderedDict()

@@ -79,7 +79,7 @@ class Engine:
         with self._lock:
             if self._closed or self.error:
                 raise Busy("the service is stopping")
-            if self.queued and self.queued + len(texts) > QUEUED:
+            if self.queued + len(texts) > QUEUED:
                 raise Busy(f"{self.queued} texts wait already: try again later")
             self.queued += len(texts)
             self._asked.put(job)

@@ -24,10 +24,7 @@ def document() -> dict:
         "security": [{}, {"bearer": []}, {"basic": []}],
         "paths": {
             "/score": {"post": _post("Scores of texts", "ScoreRequest", "ScoreReply")},
-            "/get_reward": {
-                "post": _post("Remote rewards for OpenRLHF", "RewardRequest", "RewardReply")
-                | {"parameters": [_query("profile", "as for --profile, but no file; default that of the service")]}
-            },
+            "/get_reward": {"post": _post("Remote rewards for OpenRLHF", "RewardRequest", "RewardReply")},
             "/healthz": {"get": _get("Whether it is ready", "Health") | {"security": [{}]}},
             "/profiles": {"get": _get("Groups that profiles can name, and profiles that are at hand", "Profiles")},
             "/metrics": {"get": _get("Counts for Prometheus", None)},
@@ -55,6 +52,10 @@ def _list(name: str) -> dict:
     return {"type": "array", "items": _ref(name), "maxItems": TEXTS}
 
 
+PROFILE_IN_QUERY = {
+    "name": "profile", "in": "query", "required": False, "schema": STRING,
+    "description": "where the body names none: as for --profile, but no file; default that of the service",
+}  # fmt: skip
 STRENGTHS = {
     "type": "object",
     "additionalProperties": {"type": "number", "minimum": -LARGEST, "maximum": LARGEST},
@@ -110,6 +111,7 @@ def _post(summary: str, request: str, reply: str) -> dict:
     errors = {str(status): {"description": reason} | _content("Error") for status, reason in REASONS.items()}
     return {
         "summary": summary,
+        "parameters": [PROFILE_IN_QUERY],
         "requestBody": {"required": True} | _content(request),
         "responses": {"200": {"description": "scores in the order of the texts"} | _content(reply)} | errors,
     }
@@ -117,7 +119,3 @@ def _post(summary: str, request: str, reply: str) -> dict:
 
 def _get(summary: str, reply: str | None) -> dict:
     return {"summary": summary, "responses": {"200": {"description": summary} | (_content(reply) if reply else {})}}
-
-
-def _query(name: str, description: str) -> dict:
-    return {"name": name, "in": "query", "required": False, "schema": STRING, "description": description}

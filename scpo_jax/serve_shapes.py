@@ -16,7 +16,6 @@ from scpo_jax.data.packing import Batch
 
 PARTS = (1, 4, 16)  # of a full batch
 DENSE, SPARSE = 8, 32  # tokens for each score that is read, in rows of the shortest kind
-SPARSE_LONG = 64  # the same in longer rows
 
 
 class Shapes(NamedTuple):
@@ -35,9 +34,10 @@ class Shapes(NamedTuple):
         return [((r, t), r * per_row) for t, rows in self.rows.items() for r in rows for per_row in self.reads(t)]
 
     def reads(self, row_length: int) -> list[int]:
-        """Numbers of texts of a row whose scores are read, rising."""
-        densities = (SPARSE, DENSE) if row_length == self.shortest else (SPARSE_LONG,)
-        return [max(row_length // density, 1) for density in densities]
+        """Numbers of texts of a row whose scores are read, rising. Each costs the last layer attention to the row."""
+        if row_length > self.shortest:
+            return [2 * row_length // self.shortest]
+        return sorted({max(row_length // density, 1) for density in (SPARSE, DENSE)})
 
     def most(self, row_length: int) -> int:
         """Texts in a row at most."""

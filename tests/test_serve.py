@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.parse
 
 import jax
 import numpy as np
@@ -140,6 +141,19 @@ def test_what_fails_fails_alone(engine, monkeypatch):
         time.sleep(0.01)
 
 
+def test_a_failed_warm_up_is_said(folder, monkeypatch):
+    monkeypatch.setattr(Engine, "_warm_up", lambda self: 1 / 0)
+    engine, called = Engine(judge.open_judge(str(folder))), threading.Event()
+    early = engine.submit(texts(1), {})
+    engine.start(on_failure=called.set)
+    with pytest.raises(ZeroDivisionError):
+        early.result()
+    assert called.is_set() and not engine.ready.is_set()
+    with pytest.raises(Busy, match="stopping"):
+        engine.submit(texts(1), {})
+    engine.close()
+
+
 def test_routes(folder, engine):
     app = serve_app.create(engine, PROFILES[1])
     asked = texts(5, seed=1)
@@ -169,7 +183,7 @@ def test_rewards_for_openrlhf(folder, engine):
     prompts = [f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n" for prompt, _ in asked]
     queries = [f"{p}{response}<|im_end|>" for p, (_, response) in zip(prompts, asked, strict=True)]
     body = {"query": queries, "prompts": prompts, "labels": ["a", 1, None, {}]}
-    for query, profile in (("", {}), ('?profile={"' + GROUPS[2] + '":1}', PROFILES[1])):
+    for query, profile in (("", {}), ("?profile=" + urllib.parse.quote(f"{GROUPS[2]}=1"), PROFILES[1])):
         status, _, answer = ask(app, "POST", "/get_reward" + query, body)
         found, expected = json.loads(answer), offline(folder, profile, asked)
         assert status == 200 and set(found) == {"rewards", "scores", "extra_logs"}
@@ -255,7 +269,7 @@ def test_what_the_command_refuses(folder, capsys, monkeypatch):
         assert "cannot listen there" in refusal(capsys, "serve", f"--model={model}", f"--port={port}")
     for message, *flags in (
         ("lets others ask: name a token", f"--model={model}", "--host=0.0.0.0"),
-        ("no address of this machine", f"--model={model}", "--host=nowhere.invalid"),
+        ("no address of this machine", f"--model={model}", f"--host={'a' * 64}"),
         ("from 0 (any that is free)", f"--model={model}", "--port=70000"),
         ("--model=... is missing",),
         ("is another model", f"--model={model}/checkpoints/scpo/chile", f"--workdir={model}"),
@@ -266,6 +280,7 @@ def test_what_the_command_refuses(folder, capsys, monkeypatch):
     monkeypatch.setenv(serve.TOKEN, "")
     assert "printable ASCII" in refusal(capsys, "serve", f"--model={model}", "--port=0")
     monkeypatch.delitem(sys.modules, "scpo_jax.serve")
+    monkeypatch.delattr("scpo_jax.serve")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert "pip install 'scpo_jax[serve]'" in refusal(capsys, "serve", f"--model={model}")
 
@@ -297,7 +312,8 @@ def test_a_signal_ends_it_once_all_is_answered(folder):
     command = [sys.executable, "-m", "scpo_jax.main", "serve", f"--model={folder}", "--port=0"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
-            port = int(re.search(r"http://127.0.0.1:(\d+)", process.stderr.readline())[1])
+            lines = (re.search(r"http://127.0.0.1:(\d+)", line) for line in process.stderr)
+            port = int(next(filter(None, lines))[1])
             asked = texts(50)
             rows = [{"prompt": prompt, "response": response} for prompt, response in asked]
             waiting = [send(port, request("/score", {"texts": rows, "profile": PROFILES[i % 3]})) for i in range(12)]
