@@ -46,7 +46,7 @@ class Blends:
         """The parameters of a profile, on the devices."""
         key = tuple(profile.items())
         if key not in self._kept:
-            if len(self._kept) >= self.capacity:
+            while len(self._kept) >= self.capacity:
                 self._kept.popitem(last=False)
             self._kept[key] = self._place(steering.blend(self._start[1], profile, self._params_of))
         self._kept.move_to_end(key)

@@ -126,7 +126,7 @@ def test_rounds(engine, monkeypatch):
 
 def test_what_fails_fails_alone(engine, monkeypatch):
     good = engine.submit(texts(2), {})
-    extreme = engine.submit(texts(2), {GROUPS[0]: float("nan")})
+    extreme = engine.submit(texts(2), {GROUPS[0]: 1e38})
     monkeypatch.setattr(serve_engine, "QUEUED", 5)
     with pytest.raises(Busy, match="wait already"):
         engine.submit(texts(4), {}), engine.submit(texts(4), {})
@@ -196,7 +196,7 @@ def test_rewards_for_openrlhf(folder, engine):
     [
         ("GET", "/score", b"", 405, "Method Not Allowed"), ("GET", "/nothing", b"", 404, "Not Found"),
         ("POST", "/score/", PAIR, 404, "Not Found"), ("POST", "/score", b"\xff", 400, "no JSON in UTF-8"),
-        ("POST", "/score", PAIR | {"profile": {"Chile": 1}}, 422, "there is no group"),
+        ("POST", "/score", PAIR | {"profile": {"Peru": 1}}, 422, "there is no group"),
         ("POST", "/score", PAIR | {"profile": "@/etc/passwd"}, 422, "no profile"),
         ("POST", "/score", {"texts": [PAIR] * 1025}, 413, "1025 texts"),
         ("POST", "/score", b" " * (serve_requests.BODY_BYTES + 1), 413, "the body has more than"),
@@ -279,6 +279,7 @@ def test_what_the_command_refuses(folder, capsys, monkeypatch):
         assert message in refusal(capsys, "serve", *flags)
     monkeypatch.setenv(serve.TOKEN, "")
     assert "printable ASCII" in refusal(capsys, "serve", f"--model={model}", "--port=0")
+    monkeypatch.delenv(serve.TOKEN)
     monkeypatch.delitem(sys.modules, "scpo_jax.serve")
     monkeypatch.delattr("scpo_jax.serve")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
