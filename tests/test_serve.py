@@ -37,6 +37,7 @@ def folder(tmp_path_factory):
 def engine(folder):
     engine = Engine(judge.open_judge(str(folder)), tokens=256)
     engine.start()
+    engine.ready.wait()
     yield engine
     engine.close()
 
@@ -71,7 +72,6 @@ def ask(app, method: str, path: str, body: bytes | dict = b"", headers=(), parts
 
 def test_scores_are_those_of_offline_scoring(folder, engine):
     """Requests of all sizes and profiles at once; nothing is compiled once it is ready."""
-    engine.ready.wait()
     asked, cuts = texts(60), [0, 1, 3, 20, 21, 60]
     jobs = [(a, b, i % 3) for i in range(9) for a, b in zip(cuts, cuts[1:], strict=False)]
     futures = [engine.submit(asked[a:b], PROFILES[p]) for a, b, p in jobs]
