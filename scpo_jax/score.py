@@ -119,7 +119,6 @@ def score_batches(
     """
     tokens_per_batch = tokens_per_batch or most_tokens(function.width, jax.local_devices()[0].platform)
     devices = function.mesh.size if function.mesh else 1
-    devices = function.mesh.size if function.mesh else 1
     lengths = [len(text.input_ids) for text in texts]
     tokens = tokens_of_batch(sum(lengths), devices * distributed.count(), tokens_per_batch)
     steps = in_steps(packing.plan_batches(lengths, function.width, tokens), devices)
