@@ -75,7 +75,7 @@ has_arrived() {
 
 # Copies the logs of all workers to this machine.
 collect() {
-  local workers=1 i=0
+  local workers=1 i=0 missing=''
   ask tpu-vm 'value(networkEndpoints.len())'
   [ -n "$dry_run" ] || workers=$said
   case $workers in
@@ -84,10 +84,10 @@ collect() {
   run mkdir -p "$record"
   while [ "$i" -lt "$workers" ]; do
     run gcloud compute tpus tpu-vm scp "$name:scpo-run/run/log" "$record/worker-$i.log" "--zone=$zone" "--worker=$i" \
-      --quiet 2>"$work/error" || say "worker $i does not answer"
+      --quiet 2>"$work/error" || missing="$missing $i"
     i=$((i + 1))
   done
-  say "the logs of $workers worker(s) are in $record"
+  say "the logs of the workers are in $record${missing:+; there is no answer from worker$missing}"
 }
 
 # Runs the config to its end, however often the slice is taken away.

@@ -75,7 +75,7 @@ check_commit() {
 check_fits() {
   local venv=$venv-tpu code=0
   [ "$(uname)" = Linux ] || fail "--preflight needs Linux: there is no TPU compiler for $(uname)"
-  install_scpo "$venv" "$root" '[tpu]' "$root/$config" ${config_flags[@]+"${config_flags[@]}"} || exit 1
+  install_scpo "$venv" "$root" '[tpu]' "$root/$config" ${config_flags[@]+"${config_flags[@]}"} || exit
   run "$venv/bin/scpo" preflight "--config=$root/$config" "--topology=$topology" \
     ${config_flags[@]+"${config_flags[@]}"} || code=$?
   [ "$code" -ne 1 ] || fail "it does not fit on $type: not launched" 1
@@ -87,7 +87,7 @@ open_slice() {
   case $name in
     '' | *[!a-z0-9-]* | [!a-z]*) fail "'$name' is no name of a slice: small letters, digits and hyphens" ;;
   esac
-  command -v gcloud >/dev/null 2>&1 || fail "there is no gcloud here: install the Google Cloud CLI and log in"
+  [ -n "$dry_run" ] || command -v gcloud >/dev/null 2>&1 || fail "there is no gcloud here: install the Google Cloud CLI and log in"
   record=$root/runs/launch/$name
   work=$(mktemp -d)
   trap 'rm -rf "$work"' EXIT
@@ -133,6 +133,7 @@ make_ready() {
       [ "$said" = MISSING ] || state="in line: $said"
     fi
     [ "$state" = "$before" ] || say "$name is $state"
+    [ "$state" = UNKNOWN ] || unknown=0
     case $state in
       READY)
         was_ready=1
@@ -143,12 +144,12 @@ make_ready() {
         make
         [ -z "$dry_run" ] || return 0 # it would be asked until it is ready
         ;;
-      PREEMPTED | TERMINATED | 'in line: SUSPENDED') remove ;;
+      PREEMPTED | TERMINATED | 'in line: SUSPENDED') remove || pause "$SECONDS_TO_LOOK" ;;
       'in line: FAILED')
         failed=$((failed + 1))
         [ "$failed" -lt 3 ] || fail "the queued resource $name failed three times: see gcloud compute tpus \
 queued-resources describe $name --zone=$zone" 1
-        remove
+        remove || pause "$SECONDS_TO_LOOK"
         ;;
       STOPPED) run gcloud compute tpus tpu-vm start "$name" "--zone=$zone" || pause "$SECONDS_IN_LINE" ;;
       UNKNOWN)
@@ -175,8 +176,8 @@ make() {
   [ -z "$spot" ] || set -- "$@" --spot
   run "$@" 2>"$work/error" && return
   cat "$work/error" >&2
-  if grep -qi quota "$work/error" || ! grep -qiE 'capacity|exhausted|unavailable|internal error|already ?exists' \
-    "$work/error"; then
+  if grep -qiE 'quota|reserved capacity' "$work/error" ||
+    ! grep -qiE 'capacity|exhausted|unavailable|internal error|already ?exists' "$work/error"; then
     fail "$name cannot be made, gcloud says why" 1
   fi
   say "not now; asking again in $SECONDS_IN_LINE s"
@@ -187,9 +188,9 @@ make() {
 remove() {
   was_ready=
   if [ -n "$queued" ]; then
-    run gcloud compute tpus queued-resources delete "$name" "--zone=$zone" --force --quiet || pause "$SECONDS_TO_LOOK"
+    run gcloud compute tpus queued-resources delete "$name" "--zone=$zone" --force --quiet
   else
-    run gcloud compute tpus tpu-vm delete "$name" "--zone=$zone" --quiet || pause "$SECONDS_TO_LOOK"
+    run gcloud compute tpus tpu-vm delete "$name" "--zone=$zone" --quiet
   fi
 }
 

@@ -68,14 +68,13 @@ start() {
 
 # work COMMAND ...: runs it, and leaves its exit code behind.
 work() {
-  local code=0
+  local code interrupted=1
   echo "+ $(quoted "$@")"
-  trap : TERM # what ends the run is sent to all of its processes
+  trap 'interrupted=1' TERM # the command gets the signal as well, and says with which code it ends
   "$@" &
-  while :; do
-    code=0
+  while [ -n "$interrupted" ]; do
+    interrupted='' code=0
     wait $! || code=$?
-    kill -0 $! 2>/dev/null || break
   done
   echo "$code" >"$state/exit.new"
   mv "$state/exit.new" "$state/exit"

@@ -1,7 +1,7 @@
 """A cloud to launch on: stand-ins for gcloud, python3, scpo and sleep on PATH, played by files in a folder.
 
-`states`, `line`, `refusals`, `ssh`, `scpo.N` and `pip.N` hold what happens next, a line each; `calls` is what gcloud was
-asked, `node` and `queue` are the states now, `wN` the home of worker N and `args.N` what its scpo was started with.
+`states`, `line`, `refusals`, `ssh`, `scpo.N` and `pip.N` hold what happens next, a line each; `calls` is what gcloud
+was asked, `node` and `queue` are the states now, `wN` the home of worker N and `args.N` what its scpo was started with.
 """
 
 import pathlib
@@ -86,7 +86,7 @@ printf '%s\\n' "$@" >"$CLOUD/args.$name"
 event=$(next "scpo.$name") || event=0
 echo "worker $name of ${SCPO_COMMIT-} begins: $event" | tee -a "$CLOUD/began"
 case $event in
-  preempted) echo PREEMPTED >"$CLOUD/node" ;;
+  preempted) echo PREEMPTED >"$CLOUD/node"; exit 75 ;;
   forever) trap 'echo saved; exit 75' TERM; for _ in $(seq 400); do /bin/sleep 0.05; done ;;
   *) echo "worker $name ends"; exit "$event" ;;
 esac

@@ -54,9 +54,9 @@ def test_the_same_command_runs_on_all_workers(pod):
     shown = done.stdout.splitlines()
     assert shown.count("worker 0 ends") == 1 and "worker 1 ends" not in shown
     assert len(pod.calls("create", "--spot", "--accelerator-type=v5litepod-16")) == 1
-    assert "--editable" in pod.read("python.1")[1] and "[tpu]" in pod.read("python.1")[1]
-    assert not any("torch>=2.4" in line for line in pod.read("python.0"))
-    assert not list(pod.folder.glob("tmp*"))
+    installed = f"{pod.folder}/w1/scpo-run/{commit(pod.checkout)}[tpu]"
+    assert pod.read("python.1")[0] == f"-m pip install --quiet --editable {installed}"
+    assert not any("torch>=2.4" in line for line in pod.read("python.1"))
 
 
 def test_dry_run_shows_every_command_and_does_nothing(cloud):
@@ -147,8 +147,8 @@ def test_queued_resources(cloud):
     cloud.plays(scpo_0=["preempted", "0"])
     done = cloud.run("--queued", "--spot")
     assert done.returncode == 0, done.stderr
-    assert [line.split()[4] for line in cloud.calls("queued-resources", "--node-id=pod", "--spot")] == ["pod"] * 2
-    assert len(cloud.calls("queued-resources", "delete", "--force")) == 1 and not cloud.calls("tpu-vm", "delete")
+    assert [line.split()[4] for line in cloud.calls("queued-resources", "--node-id=pod", "--spot")] == ["pod"] * 3
+    assert len(cloud.calls("queued-resources", "delete", "--force")) == 2 and not cloud.calls("tpu-vm", "delete")
     assert "pod is in line: WAITING_FOR_RESOURCES" in news(done)
 
 
@@ -168,7 +168,7 @@ def test_the_same_command_shows_a_run_again_another_is_refused_and_stop_ends_it(
     wait_for(lambda: len(pod.read("began")) == 2, first)
     first.terminate()
     first.communicate()
-    other = pod.run("--force", type="v5litepod-16")
+    other = pod.run(type="v5litepod-16")
     assert other.returncode == 2 and "another run is going on here" in other.stderr
     polls = len(pod.calls("--worker=0"))
     again = pod.popen(*arguments)
@@ -209,7 +209,7 @@ def test_torch_where_the_model_has_only_a_bin(cloud):
     (cloud.folder / "torch").write_text("torch\n")
     assert cloud.run("--config.model.name_or_path=x y").returncode == 2, "flags of the run come last"
     assert cloud.launch("--tpu=p", "--zone=z", "--type=v4-8", "configs/demo.py", "w", "--config.seed=1").returncode == 0
-    asked, installed = cloud.read("python.0")[2:]
+    asked, installed = cloud.read("python.0")[1:]
     assert asked.endswith("launch/needs_torch.py --config=configs/demo.py --config.seed=1")
     assert installed == "-m pip install --quiet torch>=2.4 --index-url=https://download.pytorch.org/whl/cpu"
 
