@@ -66,10 +66,13 @@ follow() {
   done
 }
 
-# Whether the answer of `worker.sh poll` is whole: its first line says which bytes of the log follow.
+# Whether the answer of `worker.sh poll` is whole, and there once: its first line says which bytes of the log follow.
 has_arrived() {
   local mark
   read -r mark told from to <"$work/answer" || return 1
+  case $from$to in
+    '' | *[!0-9]*) return 1 ;;
+  esac
   [ "$mark" = scpo-poll ] && [ "$(tail -n +2 "$work/answer" | wc -c)" -eq $((to - from)) ]
 }
 
