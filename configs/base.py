@@ -135,6 +135,7 @@ def train() -> ConfigDict:
     config.schedule = "linear"  # decay to 0 at max_steps: linear or cosine; or constant
     config.weight_decay = 0.0  # of AdamW, on all parameters
     config.max_grad_norm = 1.0  # clip the global gradient norm; 0 does not
+    config.max_skipped = 10  # a step whose loss or gradient is not finite is skipped; so many in a row end the training
     config.center_rewards_coefficient = 0.0  # c of c * mean((R+ + R-)^2)
     config.remat = False  # compute layers again in the backward pass: less memory, about a third more time
     config.groups_per_program = 8  # groups trained at once; memory grows with them; -1 takes all

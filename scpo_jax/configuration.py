@@ -34,7 +34,7 @@ AT_LEAST = {
     ),
     1: (
         "train.batch_size", "train.max_steps", "global_rm.batch_size", "global_rm.max_steps", "checkpoint.keep",
-        "data.simulated.users_per_group", "distributed.heartbeat_seconds",
+        "data.simulated.users_per_group", "distributed.heartbeat_seconds", "train.max_skipped",
     ),
     8: ("model.max_length",),
 }  # fmt: skip

@@ -32,6 +32,11 @@ def adamw(weight_decay: float) -> optax.GradientTransformation:
     return optax.chain(optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8), optax.add_decayed_weights(weight_decay))
 
 
+def updates_made(opt_state) -> jax.Array:
+    """How many updates the state of `adamw` has seen."""
+    return opt_state[0].count
+
+
 def clip(gradients, norm, max_grad_norm: float):
     """Gradients of global norm `norm` scaled down to a norm of `max_grad_norm` where it is larger; 0 does not."""
     if not max_grad_norm:

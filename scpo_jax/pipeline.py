@@ -3,6 +3,7 @@
 import datetime
 import importlib.metadata
 import json
+import os
 import pathlib
 import platform
 import subprocess
@@ -30,7 +31,7 @@ OF_BOTH_TRAININGS = tuple(
     f"train.{name}"
     for name in ("warmup_steps", "schedule", "weight_decay", "max_grad_norm", "center_rewards_coefficient")
 )
-OF_NO_STAGE = ("data.length_quantiles",)  # only preflight reads it
+OF_NO_STAGE = ("data.length_quantiles", "train.max_skipped")  # of preflight alone; and what changes no result
 STAGES = {
     "prepare": Stage(stages.prepare, (), ("data.", "seed", "model.name_or_path", "model.revision", "model.max_length",
                                           "model.encoding", "model.scratch.vocab_size", "model.scratch.family",
@@ -236,7 +237,9 @@ def environment() -> dict:
 
 
 def commit() -> str:
-    """Commit of the checkout that this runs from; "" for an installed package."""
+    """Commit of the checkout that this runs from, or that launch/run.sh names; "" for an installed package."""
+    if "SCPO_COMMIT" in os.environ:
+        return os.environ["SCPO_COMMIT"]
     command = ["git", "-C", str(pathlib.Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()

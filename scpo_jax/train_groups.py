@@ -147,6 +147,8 @@ class Trainer:
         logs.say(f"train {what}: parameters, gradients and optimizer take {held / 2**30:.2f} GiB on each device")
         progress = logs.Progress(last, f"train {what}", "step")
         with contextlib.ExitStack() as opened:
+            if state:
+                opened.callback(state.close)
             named = trainings if distributed.is_writer() else []
             own = [opened.enter_context(self._metrics.open(t.name, saving.every_steps)) for t in named]
 
@@ -157,8 +159,6 @@ class Trainer:
 
             trained = self.fit(trainings, log, state, saving.every_steps)
         progress.close()
-        if state:
-            state.close()
         return trained
 
     def fit(
@@ -172,6 +172,7 @@ class Trainer:
         return train_reward.train(
             self._program(trainings[0].options), self._start.params, trainings,
             log=log, score_function=self._score, shapes=self._shapes, state=state, save_every=save_every,
+            max_skipped=self._config.train.max_skipped,
         )  # fmt: skip
 
     def scores(self, params: dict, texts: Sequence[Text]) -> np.ndarray:
@@ -194,7 +195,7 @@ def pairs_of(rows: list[dict], texts: dict[str, Text], weights: np.ndarray) -> P
     """Pairs of rows of the preference table; `texts` holds their encoded texts by `score.text_key`."""
     sides = [[texts[score.text_key(row["prompt"], row[side])] for row in rows] for side in ("chosen", "rejected")]
     margins = np.array([row.get("margin") or 0.0 for row in rows], np.float32)
-    return Pairs(*sides, weights, margins)
+    return Pairs(*sides, weights, margins, [row["pair_id"] for row in rows])
 
 
 def program_settings(options: train_reward.Options) -> dict:

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from scpo_jax import optimizer, score, sharding, train_step
+from scpo_jax import optimizer, score, sharding, skipping, train_step
 from scpo_jax.checkpoint import TrainingState
 from scpo_jax.data import batches, order, packing
 from scpo_jax.data.batches import Pairs
@@ -144,6 +144,7 @@ def train(
     shapes: np.ndarray | None = None,
     state: TrainingState | None = None,
     save_every: int = 0,
+    max_skipped: int = 10,
 ) -> list[Trained]:
     """Trains one RM from `params` for each of `trainings`, all at once, or goes on where `state` stands.
 
@@ -153,6 +154,7 @@ def train(
       score_function: compiled, judges held-out pairs before the first step, then every `options.eval_every` steps.
       shapes: that steps are packed in, as `choose_shapes` chose them; None chooses for these trainings alone.
       state, save_every: where to save the training state, and every how many steps (0: never).
+      max_skipped: skipped steps in a row, of one training, that end all with an InputError.
     """
     groups, pairs = padded(len(trainings), program.mesh), [t.pairs for t in trainings]
     shapes = choose_shapes([trainings], program.mesh, program.width) if shapes is None else shapes
@@ -165,6 +167,7 @@ def train(
     if not first:
         for g, correct in live["best_correct"].items():
             log(int(g), 0, validation_metrics(correct, correct))
+    watch = skipping.Watch([t.name for t in trainings], [own.ids for own in pairs], plan.pairs, max_skipped)
     pending = None
     for k in range(first, len(plan.pairs)):
         batch = sharding.shares_of(functools.partial(batches.batch_at, pairs, plan, k), program.mesh, groups)
@@ -175,18 +178,18 @@ def train(
                 live["params"], live["opt_state"], batch, *numbers, frozen
             )
         if pending:  # one step late, so that the host prepares the next batch while the device computes
-            log_step(log, *pending)
+            log_step(log, watch, *pending)
         pending = k + 1, metrics, rates[k, : len(trainings)], {}
         for g, judge in enumerate(judges):
             options = trainings[g].options
             if judge and k < options.max_steps and ((k + 1) % options.eval_every == 0 or k + 1 == options.max_steps):
                 pending[-1][g] = keep_best(live, g, k + 1, judge, program.mesh)
         if state and save_every and (k + 1) % save_every == 0:
-            log_step(log, *pending)
+            log_step(log, watch, *pending)
             pending = None
             state.save(k + 1, live)
     if pending:
-        log_step(log, *pending)
+        log_step(log, watch, *pending)
     kept = [("best", int(live["best_step"][g])) if judge else ("params", None) for g, judge in enumerate(judges)]
     return [
         Trained(lora.join(group_of(live[which], g, program.mesh), base), t.options.max_steps if step is None else step)
@@ -269,12 +272,15 @@ def _replaced(best: dict, new: dict, group: jax.Array) -> dict:
     return jax.tree.map(lambda old, new: jnp.where(of_group(old, group), new, old), best, new)
 
 
-def log_step(log: Callable, step: int, metrics: dict, rates: np.ndarray, validation: dict[int, dict]) -> None:
-    """Logs a step of every group in training; waits for the device."""
+def log_step(
+    log: Callable, watch: skipping.Watch, step: int, metrics: dict, rates: np.ndarray, validation: dict[int, dict]
+) -> None:
+    """Logs what is finite of a step of every group in training; waits for the device. Raises InputError, see Watch."""
     metrics = jax.device_get(metrics)
-    for g in np.flatnonzero(rates >= 0):
+    for g in map(int, np.flatnonzero(rates >= 0)):
         own = {name: float(values[g]) for name, values in metrics.items()} | {"learning_rate": float(rates[g])}
-        log(int(g), step, own | validation.get(int(g), {}))
+        log(g, step, {name: value for name, value in own.items() if math.isfinite(value)} | validation.get(g, {}))
+        watch.see(step, g, own["loss"], own["grad_norm"])
 
 
 def keep_best(live: dict, group: int, step: int, judge: Validation, mesh: Mesh) -> dict:

@@ -47,7 +47,7 @@ def make_program(
     losses on its share of the pairs. Of a model with adapters these are the adapters and the score head: the base is
     an argument of its own without G, in `dtype` where that changes no score. What the axes group and data do is written
     out here; products shared over the axis model are the compiler's work. A group with rate -1 has ended and does not
-    change.
+    change. Neither does one whose loss or gradient norm is not finite; the metric `skipped` counts such steps so far.
 
     Args:
       dtype: of the model's products, "float32" or "bfloat16".
@@ -90,9 +90,11 @@ def make_program(
         clipped = optimizer.clip(gradients, norm, max_grad_norm)
         updates, new_state = transform.update(clipped, opt_state, params)
         new = optimizer.descend(params, updates, rate), new_state
-        keep = functools.partial(jnp.where, rate >= 0)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+        keep = functools.partial(jnp.where, (rate >= 0) & finite)
         params, opt_state = jax.tree.map(keep, new, (params, opt_state))
-        return params, opt_state, {**metrics, "grad_norm": norm}
+        skipped = (k + 1 - optimizer.updates_made(opt_state)).astype(jnp.float32)
+        return params, opt_state, {**metrics, "grad_norm": norm, "skipped": skipped}
 
     def step_of_device(params, opt_state, batch, count, rates, seeds, k, frozen):
         batch = jax.tree.map(lambda leaf: leaf[:, 0], batch)

@@ -16,12 +16,13 @@ NO_TEXT = Text(np.zeros(0, np.int32), np.zeros(0, np.int32), 0)
 
 
 class Pairs(NamedTuple):
-    """Encoded pairs: of N pairs the texts, weights `[N]` float32 and margins `[N]` float32."""
+    """Encoded pairs: of N pairs the texts, weights `[N]` float32, margins `[N]` float32, and what they are called."""
 
     chosen: Sequence[Text]
     rejected: Sequence[Text]
     weights: np.ndarray
     margins: np.ndarray
+    ids: Sequence[str] = ()
 
 
 class PairBatch(NamedTuple):

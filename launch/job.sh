@@ -1,0 +1,153 @@
+# shellcheck shell=bash
+# Sourced by run.sh after slice.sh: the run on the workers of a slice. Uses commit and flags, and folder to fetch to.
+
+CRASHES=3 # in a row, after which the launcher gives up; that the slice was taken away is no crash
+MISSES=10 # answers in a row that do not come from a ready slice, after which its worker counts as lost
+PROGRAM=scpo-run/current/launch/worker.sh
+
+# ssh_to WORKER COMMAND: sets `call` to the command of gcloud; WORKER is a number or all. If the connection fails gcloud
+# runs it again by itself, so every COMMAND may be run twice.
+ssh_to() {
+  call=(gcloud compute tpus tpu-vm ssh "$name" "--zone=$zone" "--worker=$1" --quiet "--command=$2")
+}
+
+on_all() {
+  ssh_to all "$1"
+  run "${call[@]}"
+}
+
+# Up to three times: the network, or a worker, may come back. Not after the exit code of a user's mistake.
+attempt() {
+  local tries=1 code
+  while :; do
+    code=0
+    "$@" || code=$?
+    if [ "$code" -eq 0 ] || [ "$code" -eq 2 ] || [ "$tries" -eq 3 ]; then
+      return "$code"
+    fi
+    tries=$((tries + 1))
+    pause "$SECONDS_TO_LOOK"
+  done
+}
+
+# Brings the commit to all workers, installs it and starts the run, unless it is running.
+start() {
+  local own=scpo-run/$commit archive=scpo-$commit.tar.gz arguments
+  run git -C "$root" archive --format=tar.gz "--output=$work/$archive" "$commit" || return
+  attempt run gcloud compute tpus tpu-vm scp "$work/$archive" "$name:$archive" "--zone=$zone" --worker=all --quiet ||
+    return
+  attempt on_all "[ -d $own ] || { rm -rf scpo-run/new && mkdir -p scpo-run/new && tar -xzf $archive -C scpo-run/new && \
+mv scpo-run/new $own; }" || return
+  arguments=$(quoted "$commit" "$id" "$config" ${config_flags[@]+"${config_flags[@]}"})
+  attempt on_all "bash $own/launch/worker.sh install $arguments" || return
+  arguments=$(quoted "$id" "$config" "$workdir" ${flags[@]+"${flags[@]}"})
+  attempt on_all "bash $PROGRAM start $arguments"
+}
+
+# Shows the log of worker 0 until the run ends; `ended` is then its exit code, "stopped", or "lost".
+follow() {
+  local offset=last misses=0 told='' from=0 to=0
+  ended=
+  while [ -z "$ended" ]; do
+    ssh_to 0 "bash $PROGRAM poll $id $offset"
+    if "${call[@]}" >"$work/answer" 2>"$work/error" && has_arrived; then
+      misses=0 offset=$to
+      tail -n +2 "$work/answer"
+      [ "$told" = running ] || ended=$told
+    else
+      misses=$((misses + 1))
+      ask tpu-vm 'value(state)'
+      case $said in
+        READY | UNKNOWN) [ "$misses" -lt "$MISSES" ] || ended=lost ;;
+        *) ended=lost ;;
+      esac
+    fi
+    [ -n "$ended" ] || pause "$SECONDS_TO_LOOK"
+  done
+}
+
+# Whether the answer of `worker.sh poll` is whole, and there once: its first line says which bytes of the log follow.
+has_arrived() {
+  local mark
+  read -r mark told from to <"$work/answer" || return 1
+  case $from$to in
+    '' | *[!0-9]*) return 1 ;;
+  esac
+  [ "$mark" = scpo-poll ] && [ "$(tail -n +2 "$work/answer" | wc -c)" -eq $((to - from)) ]
+}
+
+# Copies the logs of all workers to this machine.
+collect() {
+  local workers=1 i=0 missing=''
+  ask tpu-vm 'value(networkEndpoints.len())'
+  [ -n "$dry_run" ] || workers=$said
+  case $workers in
+    *[!0-9]*) return 0 ;; # the slice is gone
+  esac
+  run mkdir -p "$record"
+  while [ "$i" -lt "$workers" ]; do
+    run gcloud compute tpus tpu-vm scp "$name:scpo-run/run/log" "$record/worker-$i.log" "--zone=$zone" "--worker=$i" \
+      --quiet 2>"$work/error" || missing="$missing $i"
+    i=$((i + 1))
+  done
+  say "the logs of the workers are in $record${missing:+; there is no answer from worker$missing}"
+}
+
+# Runs the config to its end, however often the slice is taken away.
+launch_on_slice() {
+  local crashes=0 code
+  id=$(quoted "$commit" "$config" "$workdir" ${flags[@]+"${flags[@]}"} | cksum | tr -cd 0-9)
+  trap 'say "what runs on $name goes on; the same command shows it again, launch/run.sh stop $name ends it"; exit 130' INT
+  while :; do
+    make_ready
+    code=0
+    start || code=$?
+    [ "$code" -ne 2 ] || fail "$name refused, see above" 2
+    ended="it did not start"
+    if [ -n "$dry_run" ]; then
+      ssh_to 0 "bash $PROGRAM poll $id last"
+      run "${call[@]}"
+      ended=0
+    elif [ "$code" -eq 0 ]; then
+      follow
+    fi
+    collect
+    case $ended in
+      0) break ;;
+      2) fail "the command was refused, see its log above" 2 ;;
+      stopped) fail "the run was stopped" 130 ;;
+    esac
+    ask tpu-vm 'value(state)'
+    if [ "$said" != READY ]; then
+      say "$name was taken away"
+      crashes=0
+      continue
+    fi
+    crashes=$((crashes + 1))
+    [ "$ended" != 75 ] || crashes=0
+    [ "$crashes" -lt "$CRASHES" ] || fail "the run failed $crashes times in a row, at last: $ended; logs are in $record" 1
+    say "the run ended: $ended; starting it again"
+    on_all "[ ! -f $PROGRAM ] || bash $PROGRAM stop again" || pause "$SECONDS_TO_LOOK"
+  done
+  say "done; launch/run.sh fetch $name brings the results, launch/run.sh delete $name the bill to an end"
+}
+
+stop_slice() {
+  on_all "bash $PROGRAM stop"
+  say "the slice is still there, and costs: launch/run.sh delete $name"
+}
+
+fetch_slice() {
+  [ -n "$workdir" ] || fail "$name was not launched from here: its workdir is not known"
+  collect
+  run mkdir -p "$folder"
+  case $workdir in
+    gs://*)
+      run gcloud storage rsync --recursive '--exclude=^checkpoints/training/.*' "$workdir" "$folder"
+      return
+      ;;
+    /*) ;;
+    *) workdir=scpo-run/$workdir ;;
+  esac
+  run gcloud compute tpus tpu-vm scp --recurse "$name:$workdir" "$folder" "--zone=$zone" --worker=0 --quiet
+}

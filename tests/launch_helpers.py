@@ -1,0 +1,155 @@
+"""A cloud to launch on: stand-ins for gcloud, python3, scpo and sleep on PATH, played by files in a folder.
+
+`states`, `line`, `refusals`, `ssh`, `scpo.N` and `pip.N` hold what happens next, a line each; `calls` is what gcloud
+was asked, `node` and `queue` are the states now, `wN` the home of worker N and `args.N` what its scpo was started with.
+"""
+
+import pathlib
+import shutil
+import subprocess
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+NEXT = """#!/usr/bin/env bash
+next() {
+  [ -s "$CLOUD/$1" ] && head -n 1 "$CLOUD/$1" && sed -i 1d "$CLOUD/$1"
+}
+"""
+GCLOUD = """
+echo "$*" >>"$CLOUD/calls"
+worker=0 command='' format='' places=()
+for word in "$@"; do
+  case $word in
+    --worker=*) worker=${word#*=} ;;
+    --command=*) command=${word#*=} ;;
+    --format=*) format=${word#*=} ;;
+    --*) ;;
+    *) places+=("$word") ;;
+  esac
+done
+[ "$worker" != all ] || worker=$(seq 0 $((WORKERS - 1)))
+answer() {
+  if [ -f "$CLOUD/$1" ]; then cat "$CLOUD/$1"; else echo "ERROR: (gcloud) NOT_FOUND: it was not found" >&2; exit 1; fi
+}
+case "$3 $4" in
+  'tpu-vm describe')
+    if [ "$format" != 'value(state)' ]; then [ -f "$CLOUD/node" ] && echo "$WORKERS"; exit; fi
+    if state=$(next states); then echo "$state" >"$CLOUD/node"; fi
+    [ "${state-}" != offline ] || { rm "$CLOUD/node"; echo 'ERROR: no route to host' >&2; exit 1; }
+    answer node ;;
+  'queued-resources describe')
+    if [ -f "$CLOUD/queue" ] && state=$(next line); then echo "$state" >"$CLOUD/queue"; fi
+    [ "${state-}" != ACTIVE ] || echo READY >"$CLOUD/node"
+    answer queue ;;
+  'tpu-vm create')
+    if refusal=$(next refusals); then echo "ERROR: $refusal" >&2; exit 1; fi
+    echo READY >"$CLOUD/node" ;;
+  'queued-resources create') echo ACCEPTED >"$CLOUD/queue" ;;
+  *' delete') rm -rf "$CLOUD/node" "$CLOUD/queue" "$CLOUD"/w[0-9]* ;;
+  'tpu-vm ssh')
+    [ "$(cat "$CLOUD/node")" = READY ] || exit 255
+    event=$(next ssh)
+    [ "$event" != drop ] || exit 255
+    for i in $worker; do
+      mkdir -p "$CLOUD/w$i"
+      (cd "$CLOUD/w$i" && WORKER=$i HOME=$PWD bash -c "$command" >"$CLOUD/out") && ended=0 || ended=$?
+      [ "$event" != cut ] || head -c -7 "$CLOUD/out" # gcloud connects again, and the whole follows
+      cat "$CLOUD/out"
+      [ $ended = 0 ] || { code=$ended; echo "##### Command execution on worker $i failed" >&2; }
+    done
+    exit "${code-0}" ;;
+  'tpu-vm scp')
+    [ "$(cat "$CLOUD/node")" = READY ] || exit 1
+    for i in $worker; do
+      mkdir -p "$CLOUD/w$i"
+      case ${places[5]} in
+        *:*) cp -r "${places[4]}" "$CLOUD/w$i/${places[5]#*:}" ;;
+        *) cp -r "$CLOUD/w$i/${places[4]#*:}" "${places[5]}" ;;
+      esac
+    done ;;
+esac
+"""
+PYTHON3 = """
+case $1 in
+  -m) mkdir -p "$3/bin" && cp "$CLOUD/bin/venv-python" "$3/bin/python" && cp "$CLOUD/bin/scpo" "$3/bin/scpo" ;;
+esac
+"""
+VENV_PYTHON = """
+echo "$*" >>"$CLOUD/python.${WORKER-here}"
+case "$*" in
+  *needs_torch.py*) cat "$CLOUD/torch" 2>/dev/null || true ;;
+  *'pip install'*) if code=$(next "pip.${WORKER-here}"); then echo "pip says $code"; exit "$code"; fi ;;
+esac
+"""
+SCPO = """
+name=${WORKER-here}
+printf '%s\\n' "$@" >"$CLOUD/args.$name"
+event=$(next "scpo.$name") || event=0
+echo "worker $name of ${SCPO_COMMIT-} begins: $event" | tee -a "$CLOUD/began"
+case $event in
+  preempted) echo PREEMPTED >"$CLOUD/node"; exit 75 ;;
+  forever) trap 'echo saved; exit 75' TERM; for _ in $(seq 400); do /bin/sleep 0.05; done ;;
+  *) echo "worker $name ends"; exit "$event" ;;
+esac
+"""
+SLEEP = "exec /bin/sleep 0.02\n"
+
+
+def make_checkout(folder: pathlib.Path) -> pathlib.Path:
+    """A git checkout with the launcher and two configs."""
+    for name in ("launch", "configs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / ".gitignore").write_text("runs/\n.venv*/\n")
+    shutil.copy(folder / "configs" / "demo.py", folder / "configs" / "a b.py")
+    who = ("-c", "user.name=somebody", "-c", "user.email=somebody@example.com")
+    for arguments in (("init", "-q"), ("add", "."), (*who, "commit", "-q", "-m", "All")):
+        subprocess.run(["git", "-C", str(folder), *arguments], check=True)
+    return folder
+
+
+class Cloud:
+    """A cloud in `folder`, and launch/run.sh of a checkout that sees it."""
+
+    def __init__(self, folder: pathlib.Path, checkout: pathlib.Path, workers: int = 1):
+        self.folder, self.checkout, self._workers = folder, checkout, workers
+        (folder / "bin").mkdir()
+        scripts = {"gcloud": GCLOUD, "python3": PYTHON3, "venv-python": VENV_PYTHON, "scpo": SCPO, "sleep": SLEEP}
+        for name, text in scripts.items():
+            path = folder / "bin" / name
+            path.write_text(NEXT + text)
+            path.chmod(0o755)
+
+    def plays(self, **events) -> None:
+        """What happens next; `scpo_1` stands for the file `scpo.1`."""
+        for name, lines in events.items():
+            (self.folder / name.replace("_", ".")).write_text("".join(f"{line}\n" for line in lines))
+
+    def popen(self, *arguments: str) -> subprocess.Popen:
+        environment = {
+            "PATH": f"{self.folder}/bin:/usr/bin:/bin", "CLOUD": str(self.folder), "WORKERS": str(self._workers),
+            "SCPO_VENV": str(self.folder / "venv"), "HOME": str(self.folder), "LC_ALL": "C.UTF-8",
+        }  # fmt: skip
+        command = ["bash", str(self.checkout / "launch" / "run.sh"), *arguments]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=self.checkout)
+
+    def launch(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess:
+        with self.popen(*arguments) as process:
+            try:
+                out, err = process.communicate(timeout=timeout)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def run(self, *more: str, type: str = "v5litepod-8", workdir: str = "gs://bucket/run", **how):
+        return self.launch("--tpu=pod", "--zone=z", f"--type={type}", *more, "configs/demo.py", workdir, **how)
+
+    def calls(self, *words: str) -> list[str]:
+        """What gcloud was asked, of the calls that hold all these words."""
+        path = self.folder / "calls"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [line for line in lines if all(word in line.split() for word in words)]
+
+    def read(self, name: str) -> list[str]:
+        path = self.folder / name
+        return path.read_text().splitlines() if path.exists() else []
