@@ -29,7 +29,6 @@ def get_config():
     config.scpo.calibrate = True  # this RM's rewards have another scale than the paper's: so have tau and beta
     config.train.lora.rank = 16
     config.train.lora.alpha = 32.0
-    config.train.lora.dropout = 0.05
     config.train.learning_rate = 1e-4  # adapters take larger steps than whole matrices
     config.train.remat = True
     return config

@@ -31,7 +31,6 @@ def get_config():
     config.scpo.methods = ("scpo", "full", "random_subset")
     config.train.lora.rank = 16
     config.train.lora.alpha = 32.0
-    config.train.lora.dropout = 0.05
     config.train.learning_rate = 1e-4  # adapters take larger steps than whole matrices
     config.train.remat = True
     config.mesh.group = 2

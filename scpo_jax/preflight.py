@@ -152,12 +152,14 @@ def lowering(function, *arguments) -> Callable:
 
 
 def score_program(model, dtype: str, devices: list, shape, slots: int) -> tuple[tuple, Callable]:
-    """The arguments of the scoring of a batch, as shapes on the devices of one process, and what lowers it.
+    """The arguments of the scoring of a batch, as shapes on as many devices as a process has, and what lowers it.
 
-    One device stands for all where each holds the whole model.
+    One device stands for all where each holds the whole model. The devices are the first ones of the slice, and not
+    those of one process: given part of a slice the compiler aborts over any others.
     """
     shared = score.is_shared(score.shapes_of(model, dtype))
-    own = [device for device in devices if device.process_index == devices[0].process_index] if shared else devices[:1]
+    of_process = sum(device.process_index == devices[0].process_index for device in devices)
+    own = sorted(devices, key=lambda device: device.id)[: of_process if shared else 1]
     function = score.score_function(model, dtype, own)
     alone = sharding.make_mesh(1, 1, 1, own[:1])
     place = NamedSharding(function.mesh, P("data")) if function.mesh else NamedSharding(alone, P())
