@@ -50,8 +50,8 @@ def export(
 def _check(name: str, folder: pathlib.Path, output: str, profile: str | None, form: str) -> None:
     if profile is None and not checkpoint.is_checkpoint(name):
         raise InputError(
-            f"--checkpoint={name} is not a checkpoint of scpo: name a folder runs/.../checkpoints/METHOD/GROUP, "
-            "or a workdir and --profile"
+            f"--checkpoint={name} is not a checkpoint of scpo, such as WORKDIR/checkpoints/scpo/chile; a whole workdir "
+            "is exported with --profile"
         )
     if profile is not None and form == "peft":
         raise InputError("--format=peft writes the adapters of one checkpoint: leave --profile out")

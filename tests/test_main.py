@@ -270,7 +270,7 @@ def test_help_and_version(capsys):
     ):
         assert scpo(command, "--help") == 0
         out = capsys.readouterr().out
-        assert flag in out and "undefok" not in out and len(out.splitlines()) < 16
+        assert flag in out and "undefok" not in out and len(out.splitlines()) < 20
 
 
 @pytest.mark.parametrize(
