@@ -11,21 +11,14 @@ The 1.7B model of the same family: --config.model.name_or_path=Skywork/Skywork-R
 This run has not been made with this code yet: no hub and no accelerator where it was written.
 """
 
-from scpo_jax.configs import base
+from scpo_jax.configs import prism_deberta
 
 
 def get_config():
     """The experiment of `prism_deberta.py` with adapters."""
-    config = base.get_config()
-    config.data.source = "prism"
-    config.data.path = "HannahRoseKirk/prism-alignment"
-    config.data.revision = "main"
-    config.data.groups = ("Chile", "South Africa", "New Zealand", "Australia", "Mexico", "Israel", "Canada")
-    config.data.split_seed = 0
+    config = prism_deberta.get_config()
     config.model.name_or_path = "Skywork/Skywork-Reward-V2-Qwen3-0.6B"
-    config.model.revision = "main"
     config.model.dtype = "bfloat16"
-    config.scpo.methods = ("scpo", "full", "random_subset")
     config.scpo.calibrate = True  # this RM's rewards have another scale than the paper's: so have tau and beta
     config.train.lora.rank = 16
     config.train.lora.alpha = 32.0
