@@ -9,7 +9,7 @@ to read the model (8B parameters, about 16 GB from the Hugging Face hub), and th
 
     scpo preflight --config=configs/prism_tulu_lora.py --topology=v5e:4x4
 
-for which a folder with the model's config.json is enough (--config.model.name_or_path=FOLDER); it says that the steps of
+for which a folder with the model's config.json is enough (--config.model.name_or_path=FOLDER); it says that steps of
 seven countries take 9.7 and 11.0 of 15.75 GiB there, about 1.4 s each. Rank and learning rate are ours; the paper's
 authors do not state theirs. LoRA dropout is left out: with it, a step was not compiled for TPUs within ten minutes of
 CPU time. This run has not been made with this code yet: no hub and no accelerator where it was written.
