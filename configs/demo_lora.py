@@ -3,7 +3,9 @@
     scpo run --config=configs/demo_lora.py --workdir=runs/demo_lora
 
 The whole Llama is trained as the global RM; the seven countries then share it, frozen, and train adapters of rank 8 and
-the score head. At a rate of 1e-2 validation kept the global RM for five of the seven countries.
+the score head. It shows that all of it runs, not that it pays: scpo gains 0.7 [0.2, 1.2] points, full 0.4 and a random
+subset 0.5, where the demo's encoder gains 8.6; held-out users keep the global RM itself for four of seven countries. At
+a rate of 1e-2 the gain was 0.8, for two countries. Why is open. Three to six minutes on two cores.
 """
 
 from scpo_jax.configs import demo
