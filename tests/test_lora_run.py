@@ -139,3 +139,5 @@ def test_a_run_may_start_from_adapters(finished, chile, tmp_path):
     np.testing.assert_array_equal(mexico.params["layers"]["attention"]["query"]["kernel"], merged)
     ours = scores(chile, tmp_path)
     np.testing.assert_allclose(scores(tmp_path / "work", tmp_path, "--profile={}"), ours, rtol=0, atol=1e-6)
+    own = scores(tmp_path / "work/checkpoints/scpo/mexico", tmp_path)
+    np.testing.assert_allclose(scores(tmp_path / "work", tmp_path, "--profile=Mexico=1"), own, rtol=0, atol=1e-6)
