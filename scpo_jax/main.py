@@ -62,6 +62,25 @@ def _run(values: flags.FlagValues, command: str) -> None:
         pipeline.run(config, workdir, only=values.stages, force=values.force, command=command)
 
 
+def _define_sft(values: flags.FlagValues) -> None:
+    from scpo_jax import configuration
+
+    flags.DEFINE_string("config", None, "config file; --config.KEY=VALUE changes a key", flag_values=values)
+    configuration.define_flags(values)
+    flags.DEFINE_string("workdir", None, "folder for all files of the run, local or gs://", flag_values=values)
+    _define_processes(values)
+
+
+def _sft(values: flags.FlagValues, command: str) -> None:
+    from scpo_jax import configuration, sft
+    from scpo_jax.workdir import Workdir
+
+    _require(values, "config", "workdir")
+    config = configuration.load(values.config, values)
+    _meet(values, config.distributed.heartbeat_seconds)
+    sft.run(config, Workdir(values.workdir), command)
+
+
 def _define_model(values: flags.FlagValues) -> None:
     _define_single_model(values)
     _define_processes(values)
@@ -263,6 +282,7 @@ def _benchmark(values: flags.FlagValues, command: str) -> None:
 
 COMMANDS = {
     "run": Command("from preference pairs to one reward model per group", _define_run, _run),
+    "sft": Command("train the policy's language model on the responses of the pairs", _define_sft, _sft),
     "score": Command("score texts with a reward model", _define_score, _score),
     "evaluate": Command("accuracy of a reward model on preference pairs", _define_evaluate, _evaluate),
     "export": Command("write a checkpoint as a Hugging Face folder", _define_export, _export),
