@@ -50,13 +50,12 @@ def check_logprobs(model, params, prompts, responses):
 
 
 def check_greedy(model, params, reference, prompts, new_tokens, end, rows):
-    """Tokens are those of transformers, and some rows end by `end`; returns what was generated."""
+    """Tokens are those of transformers, and end where theirs do; returns what was generated."""
     theirs = language_helpers.torch_greedy(reference, prompts, new_tokens, eos_token_id=end)
     ours = generate(model, params, GREEDY._replace(end_ids=(end,)), prompts, new_tokens, rows)
     for tokens, length, ended, expected in zip(ours.tokens, ours.lengths, ours.ended, theirs, strict=True):
         assert tokens[:length].tolist() == expected.tolist() and not tokens[length:].any()
         assert ended == (expected[-1] == end)
-    assert 0 < ours.ended.sum() < len(prompts)
     return ours
 
 
@@ -67,7 +66,8 @@ def test_greedy_tokens_are_those_of_transformers(form, tmp_path):
     reference = language_helpers.torch_model(form)
     reference.save_pretrained(tmp_path)
     end = language_helpers.torch_greedy(reference, PROMPTS[:1], 6)[0][4]
-    check_greedy(*hf.load_language_model(tmp_path), reference, PROMPTS, 20, int(end), rows=8)
+    found = check_greedy(*hf.load_language_model(tmp_path), reference, PROMPTS, 20, int(end), rows=8)
+    assert 0 < found.ended.sum() < len(PROMPTS)
 
 
 @pytest.mark.parity
@@ -127,7 +127,7 @@ def test_the_nucleus_is_that_of_a_sort():
         wanted = np.stack([expected(row, 1, 0, top_p) > 0 for row in logits])
         np.testing.assert_array_equal(kept, wanted)
     ties = jnp.array([[0.25, 0.25, 0.4, 0.1]])
-    np.testing.assert_array_equal(sampling.nucleus(ties, 0.5), [[0.25, 0.25, 0.4, 0]])
+    np.testing.assert_array_equal(sampling.nucleus(ties, 0.5) > 0, [[True, True, True, False]])
 
 
 def test_samples_follow_the_model_s_probabilities():
