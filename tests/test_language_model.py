@@ -84,6 +84,5 @@ def test_an_exported_language_model_is_one_for_transformers(form, tmp_path):
         theirs = reference(torch.tensor(ids)[None]).logits[0].numpy()
     batch = helpers.one_per_row([(ids, 0 * ids)], 24)
     np.testing.assert_allclose(_logits(model, params, batch)[0, :17], theirs, rtol=0, atol=1e-5)
-    again, loaded = hf.load_language_model(tmp_path)
+    loaded = hf.load_language_model(tmp_path)[1]
     jax.tree.map(np.testing.assert_array_equal, loaded | {"score": 0}, params | {"score": 0})
-    assert again.structure == model.structure or form == "llama31"
