@@ -282,13 +282,13 @@ def _benchmark(values: flags.FlagValues, command: str) -> None:
 
 COMMANDS = {
     "run": Command("from preference pairs to one reward model per group", _define_run, _run),
-    "sft": Command("train the policy's language model on the responses of the pairs", _define_sft, _sft),
     "score": Command("score texts with a reward model", _define_score, _score),
     "evaluate": Command("accuracy of a reward model on preference pairs", _define_evaluate, _evaluate),
     "export": Command("write a checkpoint as a Hugging Face folder", _define_export, _export),
     "steer": Command("a profile for a new community from a few of its pairs", _define_steer, _steer),
     "benchmark": Command("how much data SCPO saves against full finetuning", _define_benchmark, _benchmark),
     "serve": Command("an HTTP service that scores texts by steering profile", _define_serve, _serve),
+    "sft": Command("train the policy's language model on the responses of the pairs", _define_sft, _sft),
     "propose": Command("which unlabelled pairs to have annotated next", _define_propose, _propose),
     "preflight": Command("compile a run for a TPU slice without one", _define_preflight, _preflight),
 }
