@@ -56,11 +56,7 @@ def get_config() -> ConfigDict:
     config.distributed = ConfigDict()
     config.distributed.heartbeat_seconds = 60  # a silent process counts as lost after this, and all end
 
-    config.policy = ConfigDict()  # PPO against a group's RM (not yet available)
-    config.policy.algorithm = "ppo"  # ppo, rloo or grpo
-    config.policy.steps = 0  # updates; 0 trains no policy
-    config.policy.kl_coef = 0.05  # weight of KL(policy || reference) against a unit of normalised score
-    config.policy.kl_budget = ml_collections.config_dict.placeholder(float)  # stop at this KL, nats per response
+    config.policy = policy()
     return config
 
 
@@ -147,4 +143,34 @@ def train() -> ConfigDict:
     config.lora.targets = ("all-linear",)  # linear maps by their PEFT names (q_proj, v_proj, ...), or all but the head
     config.lora.dropout = 0.0  # of the adapters' inputs, in training only; for causal models
     config.batch_order = "shuffled"  # shuffled (by config.seed), or reference: the authors' order, for parity
+    return config
+
+
+def policy() -> ConfigDict:
+    """The language model that is trained against a group's RM (PPO is not yet available; `scpo sft` is)."""
+    config = ConfigDict()
+    config.algorithm = "ppo"  # ppo, rloo or grpo
+    config.steps = 0  # updates; 0 trains no policy
+    config.kl_coef = 0.05  # weight of KL(policy || reference) against a unit of normalised score
+    config.kl_budget = ml_collections.config_dict.placeholder(float)  # stop at this KL, nats per response
+    config.name_or_path = ""  # causal language model: hub id, Hugging Face folder or our checkpoint; "" is from scratch
+    config.revision = ""  # of the hub model; "" for the newest
+    config.max_prompt = 256  # tokens of a prompt; a longer one loses its first
+    config.new_tokens = 128  # tokens of a response at most
+    config.dtype = "float32"  # compute type, float32 or bfloat16; parameters and log-probabilities are float32
+    config.scratch = ConfigDict()  # a Llama with random weights and a tokenizer made of the training texts
+    config.scratch.vocab_size = 2048  # most frequent words kept, with all bytes; any other word falls apart into these
+    config.scratch.hidden_size = 64  # width of a token
+    config.scratch.num_hidden_layers = 2  # depth
+    config.scratch.num_attention_heads = 4  # has to divide hidden_size
+    config.scratch.num_key_value_heads = 2  # has to divide num_attention_heads
+    config.scratch.intermediate_size = 128  # width inside the feed-forward layers
+    config.scratch.tie_word_embeddings = True  # the words' embeddings are the head as well
+    config.sft = ConfigDict()  # scpo sft: next-token loss on the responses of training pairs
+    config.sft.groups = ()  # of these groups; () for all
+    config.sft.responses = "chosen"  # chosen, rejected or both
+    config.sft.max_steps = 1000  # steps of the training
+    config.sft.batch_size = 32  # responses a step
+    config.sft.learning_rate = 1e-3  # peak rate of AdamW(0.9, 0.999, eps 1e-8), then a linear decay to 0
+    config.sft.warmup_steps = 20  # linear rise of the rate
     return config

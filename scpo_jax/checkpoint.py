@@ -46,6 +46,7 @@ def save(folder: epath.PathLike, loaded: Loaded) -> None:
         "card": loaded.card,
         "tokenizer": _pack_tokenizer(loaded.tokenizer),
         "lora": loaded.model.lora and loaded.model.lora._asdict(),
+        "language": loaded.model.language,
     }
     with _checkpointer() as checkpointer:
         params = jax.device_get(lora.split(loaded.params)[0])
@@ -64,16 +65,34 @@ def load_card(folder: epath.PathLike) -> dict:
     return _describe(folder)["card"] if is_checkpoint(folder) else {}
 
 
+def is_language_model(folder: epath.PathLike) -> bool:
+    """Whether `save` wrote a language model to a folder."""
+    return is_checkpoint(folder) and bool(_describe(folder).get("language"))  # not there before there were any
+
+
 def load(folder: epath.PathLike) -> Loaded:
-    """Reads a checkpoint that `save` wrote. Raises InputError."""
+    """Reads the checkpoint of a reward model that `save` wrote. Raises InputError."""
+    if is_language_model(folder):
+        raise InputError(f"{folder} is a language model of scpo, not a reward model")
+    return _load(folder, language=False)
+
+
+def load_language_model(folder: epath.PathLike) -> Loaded:
+    """Reads the checkpoint of a language model that `save` wrote. Raises InputError."""
+    if is_checkpoint(folder) and not is_language_model(folder):
+        raise InputError(f"{folder} is a reward model of scpo, not a language model")
+    return _load(folder, language=True)
+
+
+def _load(folder: epath.PathLike, language: bool) -> Loaded:
     description = _describe(folder)
     stated = description.get("lora")  # not there before there were adapters
     adapters = stated and Lora(**stated | {"targets": tuple(stated["targets"])})
-    model = module.build(description["config"], str(folder), adapters)
+    model = module.build(description["config"], str(folder), adapters, language)
     args = ocp.args.StandardRestore(jax.tree.map(_abstract, lora.split(module.abstract_params(model))[0]))
     params = _restore(folder, "params", args)
     if adapters:
-        params = lora.join(params, _base_of(folder, description["card"]["base"]))
+        params = lora.join(params, _base_of(folder, description["card"]["base"], language))
     return Loaded(model, params, _unpack_tokenizer(description["tokenizer"]), description["card"])
 
 
@@ -122,19 +141,22 @@ def base_place(folder: epath.PathLike, base: dict) -> str:
     return str(place)
 
 
-def _base_of(folder: epath.PathLike, base: dict) -> dict:
+def _base_of(folder: epath.PathLike, base: dict, language: bool) -> dict:
     """The parameters of the base of a checkpoint of adapters. Raises InputError."""
     place = base_place(epath.Path(folder).resolve(), base)
     try:
-        return _load_base(place, base["revision"], base["fingerprint"])
+        return _load_base(place, base["revision"], base["fingerprint"], language)
     except InputError as error:
         raise InputError(f"{folder} holds adapters alone, and their base cannot be read: {error}") from error
 
 
 @functools.lru_cache(maxsize=1)  # the RMs of several groups share one
-def _load_base(place: str, revision: str, wanted: str) -> dict:
+def _load_base(place: str, revision: str, wanted: str, language: bool) -> dict:
     """The parameters of a base; its score head, of which the adapters have their own, may be missing."""
-    if is_checkpoint(place) or peft.is_adapter(place):
+    if language:
+        own = is_checkpoint(place)
+        params = load_language_model(place).params if own else hf.load_language_model(hf.resolve(place, revision))[1]
+    elif is_checkpoint(place) or peft.is_adapter(place):
         params = load_merged(place).params
     else:
         source = hf.resolve(place, revision)

@@ -24,17 +24,20 @@ CHOICES = {
     "model.scratch.family": ("bert", "llama"),
     "train.schedule": optimizer.SCHEDULES,
     "train.batch_order": ("shuffled", "reference"),
+    "policy.dtype": ("float32", "bfloat16"),
+    "policy.sft.responses": ("chosen", "rejected", "both"),
 }
 SHARES = ("data.max_dropped", "data.test_size", "train.validation_size", "scpo.tau", "scpo.tau_test", "scpo.trim")
 AT_LEAST = {
     0: (
         "data.min_users", "train.learning_rate", "global_rm.learning_rate", "train.warmup_steps", "train.eval_every",
         "train.weight_decay", "train.max_grad_norm", "train.center_rewards_coefficient", "checkpoint.every_steps",
-        "train.lora.rank",
+        "train.lora.rank", "policy.sft.learning_rate", "policy.sft.warmup_steps",
     ),
     1: (
         "train.batch_size", "train.max_steps", "global_rm.batch_size", "global_rm.max_steps", "checkpoint.keep",
-        "data.simulated.users_per_group", "distributed.heartbeat_seconds", "train.max_skipped",
+        "data.simulated.users_per_group", "distributed.heartbeat_seconds", "train.max_skipped", "policy.max_prompt",
+        "policy.new_tokens", "policy.sft.max_steps", "policy.sft.batch_size",
     ),
     8: ("model.max_length",),
 }  # fmt: skip

@@ -10,7 +10,7 @@ from scpo_jax.checkpoint import Loaded
 from scpo_jax.data import preferences
 from scpo_jax.errors import InputError
 from scpo_jax.judge import CARD_FILE, Scorer, load_blend
-from scpo_jax.models import hf, peft
+from scpo_jax.models import hf, module, peft
 
 
 def export(
@@ -35,14 +35,15 @@ def export(
         loaded, files = _adapters(name, repository), f"{peft.CONFIG_FILE}, {peft.WEIGHTS_FILE}"
         peft.save(loaded.model, loaded.params, _base_for_peft(name, loaded.card["base"], folder), folder)
     else:
-        blended = profile is not None
-        loaded = _standardised(load_blend(name, method, profile), name) if blended else checkpoint.load_merged(name)
-        files = "config.json, model.safetensors"
+        loaded, files = _whole(name, method, profile), "config.json, model.safetensors"
         hf.save(loaded.model, loaded.params, folder)
     hf.save_tokenizer(loaded.tokenizer, folder)
     (folder / CARD_FILE).write_text(json.dumps(loaded.card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    model_card.write(folder, name, loaded, repository or folder.resolve().name)
-    logs.say(f"wrote {folder}: {files}, tokenizer, {CARD_FILE}, README.md")
+    cards = CARD_FILE
+    if not loaded.model.language:
+        model_card.write(folder, name, loaded, repository or folder.resolve().name)
+        cards += ", README.md"
+    logs.say(f"wrote {folder}: {files}, tokenizer, {cards}")
     if repository is not None:
         hub.push(output, repository)
 
@@ -58,6 +59,17 @@ def _check(name: str, folder: pathlib.Path, output: str, profile: str | None, fo
     workdir.check_place(folder, "--output")
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"--output={output} is not an empty folder: name another one")
+
+
+def _whole(name: str, method: str, profile: str | None) -> Loaded:
+    """The model to write, without adapters of its own: a blend, or that of a checkpoint."""
+    if profile is not None:
+        return _standardised(load_blend(name, method, profile), name)
+    if not checkpoint.is_language_model(name):
+        return checkpoint.load_merged(name)
+    loaded = checkpoint.load_language_model(name)
+    model, params = module.merge(loaded.model, loaded.params)
+    return loaded._replace(model=model, params=params)
 
 
 def _adapters(name: str, repository: str | None) -> Loaded:

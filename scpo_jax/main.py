@@ -62,6 +62,25 @@ def _run(values: flags.FlagValues, command: str) -> None:
         pipeline.run(config, workdir, only=values.stages, force=values.force, command=command)
 
 
+def _define_sft(values: flags.FlagValues) -> None:
+    from scpo_jax import configuration
+
+    flags.DEFINE_string("config", None, "config file; --config.KEY=VALUE changes a key", flag_values=values)
+    configuration.define_flags(values)
+    flags.DEFINE_string("workdir", None, "folder for all files of the run, local or gs://", flag_values=values)
+    _define_processes(values)
+
+
+def _sft(values: flags.FlagValues, command: str) -> None:
+    from scpo_jax import configuration, sft
+    from scpo_jax.workdir import Workdir
+
+    _require(values, "config", "workdir")
+    config = configuration.load(values.config, values)
+    _meet(values, config.distributed.heartbeat_seconds)
+    sft.run(config, Workdir(values.workdir), command)
+
+
 def _define_model(values: flags.FlagValues) -> None:
     _define_single_model(values)
     _define_processes(values)
@@ -269,6 +288,7 @@ COMMANDS = {
     "steer": Command("a profile for a new community from a few of its pairs", _define_steer, _steer),
     "benchmark": Command("how much data SCPO saves against full finetuning", _define_benchmark, _benchmark),
     "serve": Command("an HTTP service that scores texts by steering profile", _define_serve, _serve),
+    "sft": Command("train the policy's language model on the responses of the pairs", _define_sft, _sft),
     "propose": Command("which unlabelled pairs to have annotated next", _define_propose, _propose),
     "preflight": Command("compile a run for a TPU slice without one", _define_preflight, _preflight),
 }

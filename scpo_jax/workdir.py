@@ -53,6 +53,7 @@ class Workdir:
         self.selection = self.root / "selection.parquet"
         self.checkpoints = self.root / "checkpoints"
         self.global_checkpoint = self.checkpoints / "global"
+        self.sft = self.checkpoints / "sft"
         self.training = self.checkpoints / "training"
         self.reports = self.root / "reports"
         self.guards = self.reports / "guards.json"
@@ -123,7 +124,8 @@ class Workdir:
         """Methods that have checkpoints, without the global model."""
         if not self.checkpoints.exists():
             return []
-        return sorted(path.name for path in self.checkpoints.iterdir() if path.name not in ("global", "training"))
+        others = ("global", "sft", "training")
+        return sorted(path.name for path in self.checkpoints.iterdir() if path.name not in others)
 
     def groups(self, method: str) -> dict[str, epath.Path]:
         """group -> checkpoint of a method."""

@@ -37,7 +37,7 @@ def test_a_config_opens_with_its_command(path):
 
 def test_every_key_of_base_has_a_comment():
     lines = [line for line in (FOLDER / "base.py").read_text().splitlines() if re.match(r"    config\.\S+ = ", line)]
-    nested = re.compile(r" = (ConfigDict\(\)|data\(\)|model\(\)|train\(\))( +#.*)?$")
+    nested = re.compile(r" = (ConfigDict\(\)|data\(\)|model\(\)|train\(\)|policy\(\))( +#.*)?$")
     keys = [line for line in lines if not nested.search(line)]
     assert not [line for line in keys if "  # " not in line]
     assert len(keys) + len(base.JSONL_COLUMNS) - 1 == len(list(configuration.leaves(base.get_config())))

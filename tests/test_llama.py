@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 from scpo_jax.errors import InputError
-from scpo_jax.models import hf, layers, llama, module, rotary
+from scpo_jax.models import hf, language, layers, llama, module, rotary
 from tests import model_helpers as helpers
 
 pytestmark = pytest.mark.filterwarnings("error:::(jax|flax|scpo_jax|tests).*")
@@ -199,17 +199,18 @@ def test_checkpoints_of_language_models_and_bare_ones(tmp_path):
 
 def test_a_language_model_needs_its_head(tmp_path):
     hf.save(*helpers.make("llama"), tmp_path)
-    with pytest.raises(InputError, match=r"hold no lm_head.weight \[120, 32\]"):
-        hf.load_language_model(tmp_path, jax.random.key(0))
+    with pytest.raises(InputError, match=r"missing: lm_head.weight"):
+        hf.load_language_model(tmp_path)
     table = np.random.default_rng(0).standard_normal((120, 32)).astype(np.float32)
     safetensors.numpy.save_file(read(tmp_path) | {"lm_head.weight": table}, tmp_path / "model.safetensors")
-    model, params, head = hf.load_language_model(tmp_path, jax.random.key(0))
-    np.testing.assert_array_equal(head, table)
+    model, params = hf.load_language_model(tmp_path)
+    np.testing.assert_array_equal(params["lm_head"]["embedding"], table)
+    assert not params["score"]["kernel"].any()
     batch = helpers.one_per_row(helpers.texts([5, 9]))
-    assert model.logits(params, batch, head).shape == (2, 9, 120)
+    assert language.logits(model, params, batch).shape == (2, 9, 120)
     hf.save(*helpers.make("bert"), tmp_path / "bert")
     with pytest.raises(InputError, match="a bert is no language model"):
-        hf.load_language_model(tmp_path / "bert", jax.random.key(0))
+        hf.load_language_model(tmp_path / "bert")
 
 
 @pytest.mark.parity
@@ -221,13 +222,13 @@ def test_logits_of_a_real_language_model(shared):
     torch = pytest.importorskip("torch")
     import transformers
 
-    model, params, head = hf.load_language_model(folder, jax.random.key(0))
+    model, params = hf.load_language_model(folder)
     tokenizer = hf.load_tokenizer(folder)
     texts = ["Once upon a time, there was a little girl named Lily.", "Tom and Ben had a big red ball. " * 12]
     encoded = [np.asarray(tokenizer(text)["input_ids"]) for text in texts]
-    assert head is None and all(ids[0] == tokenizer.bos_token_id for ids in encoded)
+    assert "lm_head" not in params and all(ids[0] == tokenizer.bos_token_id for ids in encoded)
     packed = helpers.pack([(ids, 0 * ids) for ids in encoded], 1, 512, [(0, 3), (0, 3 + len(encoded[0]))])
-    ours = np.asarray(jax.jit(model.logits)(params, packed))[0]
+    ours = np.asarray(jax.jit(language.logits, static_argnums=0)(model, params, packed))[0]
     reference = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     start = 3
     for ids in encoded:

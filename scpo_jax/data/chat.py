@@ -27,19 +27,31 @@ def render(tokenizer, prompt: str | list[dict], response: str) -> Rendered:
     if not tokenizer.chat_template:
         text = as_text(prompt) + PLAIN + response
         return Rendered(text, len(text) - len(response), len(text))
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    text = apply(tokenizer, messages, response)
-    before, _, after = apply(tokenizer, messages, PLACE).rpartition(PLACE)
+    messages = messages_of(prompt)
+    text = apply(tokenizer, [*messages, {"role": "assistant", "content": response}])
+    before, _, after = apply(tokenizer, [*messages, {"role": "assistant", "content": PLACE}]).rpartition(PLACE)
     # most templates write the response as it is or stripped; what one moves counts as response too
     start = len(os.path.commonprefix([text, before]))
     rest = len(os.path.commonprefix([text[start:][::-1], after[::-1]]))
     return Rendered(text, start, len(text) - rest)
 
 
-def apply(tokenizer, messages: list[dict], response: str) -> str:
-    """What the template makes of a conversation that ends with the response."""
+def opening(tokenizer, prompt: str | list[dict]) -> str:
+    """The text to which a language model writes the response to a prompt (text, or messages). Raises InputError."""
+    if not tokenizer.chat_template:
+        return as_text(prompt) + PLAIN
+    return apply(tokenizer, messages_of(prompt), add_generation_prompt=True)
+
+
+def messages_of(prompt: str | list[dict]) -> list[dict]:
+    """A prompt as messages."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def apply(tokenizer, messages: list[dict], add_generation_prompt: bool = False) -> str:
+    """What the template makes of a conversation."""
     try:
-        return tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": response}], tokenize=False)
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     except Exception as error:  # a template is a program: it may refuse roles or their order, or just be broken
         raise InputError(
             f"the tokenizer's chat template refuses the prompt {as_text(messages)[:60]!r}: {one_line(error):.200}"

@@ -68,26 +68,18 @@ def load(folder, fresh_head_key=None):
     return model, parameters(model, tensors, folder, fresh_head_key)
 
 
-def load_language_model(folder, head_key):
-    """`(RewardModel, params, language head [V, D] or None)` of a folder with a causal model, for `RewardModel.logits`.
-
-    The head is None where it is the word embeddings. A missing score head is drawn with `head_key`. Raises InputError.
-    """
-    model, tensors = read(folder)
-    if model.reads != "last":
-        raise InputError(f"{folder}: a {model.family} is no language model")
-    settings, name = module.read_settings(model.config, str(folder)), module.FAMILIES[model.family].HF_LANGUAGE_HEAD
-    shape = settings.vocab_size, settings.hidden_size
-    if not settings.tie_word_embeddings and (name not in tensors or tensors[name].shape != shape):
-        raise InputError(f"{folder}: the weights hold no {name} {list(shape)}, so it is no language model")
-    head = None if settings.tie_word_embeddings else jnp.asarray(np.asarray(tensors[name], np.float32))
-    return model, parameters(model, tensors, folder, head_key), head
+def load_language_model(folder):
+    """`(RewardModel, params)` of a folder with a causal language model; its score head is zero. Raises InputError."""
+    model, tensors = read(folder, language=True)
+    head = f"{module.FAMILIES[model.family].HF_NAMES['score']}.weight"
+    tensors = {name: tensor for name, tensor in tensors.items() if name != head}
+    return model, parameters(model, tensors | {head: np.zeros((1, model.width), np.float32)}, folder)
 
 
-def read(folder) -> tuple[module.RewardModel, dict]:
+def read(folder, language: bool = False) -> tuple[module.RewardModel, dict]:
     """The model of a folder's `config.json`, and all tensors of its weights under the names of the classifier form."""
     folder = pathlib.Path(folder)
-    model = module.build(weights.read_json(folder / "config.json"), str(folder))
+    model = module.build(weights.read_json(folder / "config.json"), str(folder), language=language)
     return model, rename(weights.read_weights(folder), module.FAMILIES[model.family].HF_RENAMES, folder)
 
 
@@ -95,7 +87,8 @@ def parameters(model: module.RewardModel, tensors: dict, folder, fresh_head_key=
     """The parameters of a checkpoint's tensors; see `load`."""
     family, sources = module.FAMILIES[model.family], parameter_sources(model)
     head = f"{family.HF_NAMES['score']}.weight"
-    check_one_label(model.config, head, tensors, folder)
+    if not model.language:
+        check_one_label(model.config, head, tensors, folder)
     if fresh_head_key is not None:
         tensors = tensors | fresh_head(model, sources, tensors, fresh_head_key)
     check_tensors(sources, tensors, family.HF_IGNORED, head, folder)
@@ -106,27 +99,29 @@ def parameters(model: module.RewardModel, tensors: dict, folder, fresh_head_key=
 def save(model: module.RewardModel, params: dict, folder) -> None:
     """Write `config.json` and `model.safetensors` so that transformers loads them as a one-label classifier.
 
-    Keys of the original config that mean nothing to us are kept. Arrays are fetched to the host.
+    A language model is written as one, without its score head. Keys of the original config that mean nothing to us are
+    kept. Arrays are fetched to the host.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     arrays, tensors = traverse_util.flatten_dict(params), {}
     for path, source in parameter_sources(model).items():
-        tensors |= disassemble(source, arrays[path])
+        if not (model.language and path[0] == "score"):
+            tensors |= disassemble(source, arrays[path])
     safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(saved_config(model), indent=2) + "\n", encoding="utf-8")
 
 
 def saved_config(model: module.RewardModel) -> dict:
-    """The config to write: the model's own, as a float32 classifier with one label."""
-    config = {name: value for name, value in model.config.items() if name not in ("dtype", "torch_dtype")}
-    return rotary.in_both_forms(config) | {
-        "architectures": [module.FAMILIES[model.family].HF_ARCHITECTURE],
-        "torch_dtype": "float32",
-        "num_labels": 1,
-        "id2label": {"0": "LABEL_0"},
-        "label2id": {"LABEL_0": 0},
-    }
+    """The config to write: the model's own, in float32, as a classifier with one label or as a language model."""
+    labels = {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    left_out = ("dtype", "torch_dtype", *labels)
+    config = {name: value for name, value in model.config.items() if name not in left_out}
+    architecture = module.FAMILIES[model.family].HF_ARCHITECTURE
+    if model.language:
+        architecture = architecture.replace("SequenceClassification", "CausalLM")
+    own = {"architectures": [architecture], "torch_dtype": "float32"}
+    return rotary.in_both_forms(config) | own | ({} if model.language else labels)
 
 
 def load_tokenizer(folder):

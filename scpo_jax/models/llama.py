@@ -1,6 +1,7 @@
 """Llama with a one-output score head (LlamaForSequenceClassification, arXiv 2407.21783), and what Qwen2 and Qwen3 need.
 
-A causal model: the score is read at a text's last token, the only one that has seen all of it.
+A causal model: the score is read at a text's last token, the only one that has seen all of it. As a language model it
+scores every next token too, and it goes on from keys and values that it has in a cache.
 """
 
 import dataclasses
@@ -31,13 +32,13 @@ HF_NAMES = {
     "layers/feed_forward/output": "model.layers.{}.mlp.down_proj",
     "norm": "model.norm",
     "score": "score",
+    "lm_head": "lm_head",
 }
 
 # Regex -> replacement that brings the names of other checkpoints into the form above (bare models have no prefix).
 HF_RENAMES = ((r"^(embed_tokens|layers|norm)\.", r"model.\1."),)
 
 # What a checkpoint may hold beside: the head of the language model, and buffers of constants.
-HF_LANGUAGE_HEAD = "lm_head.weight"
 HF_IGNORED = (r"lm_head\.weight", r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
@@ -137,16 +138,36 @@ class Attention(nnx.Module):
         self.output = make(self.heads * size, width, use_bias=output_bias)
 
     def __call__(self, x, mask, rotation, key=None, read=None):
-        normed, (query_key, output_key, *own) = self.norm(x), layers.split_key(key, 4)
+        query_key, output_key, *own = layers.split_key(key, 4)
+        query, keys, value = self.project(x, rotation, (query_key, *own), read)
+        mixed = attend(query, layers.rows_of(keys, read), layers.rows_of(value, read), layers.queries(mask, read))
+        return layers.queries(x, read) + self.output(mixed.reshape(*mixed.shape[:2], -1), output_key)
+
+    def cached(self, x, mask, rotation, cache, layer, column):
+        """As the call, of tokens `[R, Q]` from `column` on; returns the cache with their keys and values in it too.
+
+        `mask [R, Q, C]` is that of the first C columns of the cache, `layer` the number of this layer.
+        """
+        query, keys, values = self.project(x, rotation, (None,) * 3)
+        new, place = {"keys": keys, "values": values}, (layer, 0, column, 0, 0)
+        cache = {
+            name: jax.lax.dynamic_update_slice(cache[name], new[name][None].astype(cache[name].dtype), place)
+            for name in new
+        }
+        own = (jax.lax.dynamic_index_in_dim(cache[name], layer, keepdims=False) for name in new)
+        mixed = attend(query, *(part[:, : mask.shape[-1]].astype(x.dtype) for part in own), mask)
+        return x + self.output(mixed.reshape(*mixed.shape[:2], -1)), cache
+
+    def project(self, x, rotation, keys, read=None):
+        """Queries `[R, Q, H, K]`, keys and values `[R, T, H', K]`; `keys` are for the dropout of these three."""
+        normed, (query_key, *own) = self.norm(x), keys
         query = layers.heads(self.query(layers.queries(normed, read), query_key), self.heads)
         maps = zip((self.key, self.value), own, strict=True)
         keys, value = (layers.heads(f(normed, own_key), self.key_heads) for f, own_key in maps)
         if self.query_norm is not None:
             query, keys = self.query_norm(query), self.key_norm(keys)
         query = rotary.rotate(query, *(layers.queries(table, read) for table in rotation))
-        keys = rotary.rotate(keys, *rotation)
-        mixed = attend(query, layers.rows_of(keys, read), layers.rows_of(value, read), layers.queries(mask, read))
-        return layers.queries(x, read) + self.output(mixed.reshape(*mixed.shape[:2], -1), output_key)
+        return query, rotary.rotate(keys, *rotation), value
 
 
 def attend(query, keys, value, mask):
@@ -186,14 +207,17 @@ class FeedForward(nnx.Module):
 
 
 class Network(nnx.Module):
-    """Decoder, final norm and score head."""
+    """Decoder, final norm and score head; of a language model whose words' embeddings are not its head, that head."""
 
-    def __init__(self, settings: Settings, rngs: nnx.Rngs):
+    def __init__(self, settings: Settings, rngs: nnx.Rngs, language: bool = False):
         self.embeddings = Embeddings(settings, rngs)
         self.layers = layers.stack(Attention, settings, rngs, FeedForward)
         self.norm = layers.RMSNorm(settings.hidden_size, settings.rms_norm_eps)
         self.score = layers.Linear(settings.hidden_size, 1, settings.initializer_range, rngs, use_bias=False)
         self.frequencies = rotary.frequencies(settings.head_size, settings.rope)
+        own_head = language and not settings.tie_word_embeddings
+        size = settings.vocab_size, settings.hidden_size, settings.initializer_range
+        self.lm_head = layers.Embedding(*size, rngs) if own_head else None
 
     def __call__(self, input_ids, token_type_ids, segment_ids, positions, key, dtype, options, read=None):
         """`[R, T]` int32 four times -> hidden states of type `dtype`, `[S, D]` with `read`; see `layers.run_stack`.
@@ -207,3 +231,24 @@ class Network(nnx.Module):
     def pool(self, last, key=None):
         """Hidden states of the last tokens `[S, D]` -> normed `[S, D]`."""
         return self.norm(last)
+
+    def logits(self, hidden):
+        """Hidden states `[..., D]` of the last layer -> float32 `[..., V]`, the scores of every next token."""
+        table = (self.embeddings.word if self.lm_head is None else self.lm_head).embedding[...]
+        normed = self.norm(hidden)
+        return jnp.einsum("...d,vd->...v", normed, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+    def extend(self, input_ids, positions, mask, cache, column, dtype):
+        """Tokens `[R, Q]` from `column` on -> (hidden states before the final norm, cache); see `Attention.cached`."""
+        rotation = rotary.tables(positions, self.frequencies)
+        graphdef, state = nnx.split(self.layers)
+
+        def step(carry, layer):
+            (x, cache), (number, parameters) = carry, layer
+            own = nnx.merge(graphdef, parameters)
+            x, cache = own.attention.cached(x, mask, rotation, cache, number, column)
+            return (own.feed_forward(x), cache), None
+
+        numbers = jnp.arange(len(cache["keys"]), dtype=jnp.int32)
+        start = self.embeddings(input_ids).astype(dtype), cache
+        return jax.lax.scan(step, start, (numbers, state))[0]

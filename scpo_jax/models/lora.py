@@ -89,11 +89,13 @@ def join(trained: dict, frozen: dict) -> dict:
 def narrowed(frozen: dict, dtype, causal: bool) -> dict:
     """Shapes of frozen parameters, in `dtype` what a model computing in it casts to it before any use.
 
-    These are the kernels of the layers, and the word embeddings of a causal model: the scores stay the same, bitwise.
+    These are the kernels of the layers, and of a causal model the word embeddings and the language head: the scores
+    stay the same, bitwise.
     """
 
     def narrow(path, leaf):
-        of_layers, words = path[0] == "layers" and path[-1] == "kernel", path == ("embeddings", "word", "embedding")
+        of_layers = path[0] == "layers" and path[-1] == "kernel"
+        words = path in (("embeddings", "word", "embedding"), ("lm_head", "embedding"))
         cast = of_layers or (causal and words)
         return jax.ShapeDtypeStruct(leaf.shape, dtype if cast else leaf.dtype)
 

@@ -48,11 +48,12 @@ class RewardModel:
     width: int  # D
     reads: str  # the token of a text at which its score is read: "first" (encoders) or "last" (causal models)
     lora: Lora | None = None  # of the adapters among the parameters
+    language: bool = False  # it is a language model, with its head among the parameters unless that is tied
 
     @property
     def structure(self) -> str:
         """Equal for models that can share compiled programs."""
-        return json.dumps([self.config, self.lora], sort_keys=True)
+        return json.dumps([self.config, self.lora, self.language], sort_keys=True)
 
     def score(
         self, params, batch: TextBatch, key=None, dtype: str = "float32", remat: bool = False, gather=None
@@ -88,26 +89,22 @@ class RewardModel:
         """The embeddings and every layer's output without dropout: `[L + 1, R, T, D]`."""
         return self._encode(params, batch, None, dtype, layers.StackOptions(every_layer=True))
 
-    def logits(self, params, batch: TextBatch, head=None, dtype: str = "float32") -> jax.Array:
-        """A language model's scores of every next token, `[R, T, V]` float32, without dropout.
-
-        `head [V, D]` is that of `hf.load_language_model`; None stands for the word embeddings.
-        """
-        hidden = self._encode(params, batch, None, dtype, layers.StackOptions())
-        table = params["embeddings"]["word"]["embedding"] if head is None else head
-        normed = nnx.merge(self.graphdef, params).pool(hidden)
-        with jax.default_matmul_precision("float32" if dtype == "float32" else "default"):
-            return jnp.einsum("rtd,vd->rtv", normed, table.astype(normed.dtype), preferred_element_type=jnp.float32)
-
     def _encode(self, params, batch, key, dtype, options: layers.StackOptions, read: layers.Read | None = None):
         network = nnx.merge(self.graphdef, params)
-        # accelerators would otherwise round float32 factors to bfloat16 or TF32, and scores would depend on packing
-        with jax.default_matmul_precision("float32" if dtype == "float32" else "default"):
+        with precision(dtype):
             return network(*batch[:4], key, jnp.dtype(dtype), options, read)
 
 
-def build(config: dict, source: str = "config", adapters: Lora | None = None) -> RewardModel:
-    """The model that a `config.json` describes, with adapters if asked for; allocates no memory.
+def precision(dtype: str):
+    """The context in which products are computed in `dtype`.
+
+    Accelerators would otherwise round float32 factors to bfloat16 or TF32, and scores would depend on packing.
+    """
+    return jax.default_matmul_precision("float32" if dtype == "float32" else "default")
+
+
+def build(config: dict, source: str = "config", adapters: Lora | None = None, language: bool = False) -> RewardModel:
+    """The model that a `config.json` describes, with adapters or as a language model if asked; allocates no memory.
 
     `source` names the config in errors. Raises InputError for an unknown family, a key of the wrong type, what the
     family's module cannot compute, and targets of adapters that the model does not have.
@@ -117,24 +114,35 @@ def build(config: dict, source: str = "config", adapters: Lora | None = None) ->
     if adapters and adapters.dropout and own.READS == "first":
         raise InputError(f"{source}: LoRA dropout is for causal models; a {family} has dropout of its own: leave it 0")
 
+    if language and own.READS == "first":
+        raise InputError(f"{source}: a {family} is no language model")
+
     def network() -> nnx.Module:
-        plain = own.Network(settings, nnx.Rngs(0))
+        plain = make_network(family, settings, nnx.Rngs(0), language)
         return lora.attach(plain, own.HF_NAMES, adapters, source) if adapters else plain
 
     graphdef, state = nnx.split(nnx.eval_shape(network))
     shapes, limit = nnx.to_pure_dict(state), own.max_positions(settings)
-    return RewardModel(family, config, graphdef, shapes, limit, settings.hidden_size, own.READS, adapters)
+    return RewardModel(family, config, graphdef, shapes, limit, settings.hidden_size, own.READS, adapters, language)
+
+
+def make_network(family: str, settings, rngs: nnx.Rngs, language: bool) -> nnx.Module:
+    """The network of a family, with the head of a language model if asked for."""
+    make = FAMILIES[family].Network
+    return make(settings, rngs, language=True) if language else make(settings, rngs)
 
 
 def adapt(model: RewardModel, params: dict, adapters: Lora, key) -> tuple[RewardModel, dict]:
     """A model and its parameters with fresh adapters, which do not change its scores. Raises InputError."""
-    adapted = build(model.config, "config.train.lora", adapters)
+    adapted = build(model.config, "config.train.lora", adapters, model.language)
     return adapted, lora.join(lora.init(adapted.shapes, key), params)
 
 
 def merge(model: RewardModel, params: dict) -> tuple[RewardModel, dict]:
     """A model and its parameters with the adapters, if it has any, merged into the kernels."""
-    return (build(model.config), lora.merged(params, model.lora)) if model.lora else (model, params)
+    if not model.lora:
+        return model, params
+    return build(model.config, language=model.language), lora.merged(params, model.lora)
 
 
 def abstract_params(model: RewardModel) -> dict:
@@ -145,7 +153,7 @@ def abstract_params(model: RewardModel) -> dict:
 def init(model: RewardModel, key) -> dict:
     """Random parameters as transformers draws them: normal(initializer_range), zero biases, ones for norms; float32."""
     settings = read_settings(model.config, "config")
-    network = FAMILIES[model.family].Network(settings, nnx.Rngs(params=key))
+    network = make_network(model.family, settings, nnx.Rngs(params=key), model.language)
     return nnx.to_pure_dict(nnx.state(network))
 
 

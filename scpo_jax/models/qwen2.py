@@ -5,7 +5,6 @@ import dataclasses
 from scpo_jax.models import llama
 from scpo_jax.models.llama import (
     HF_IGNORED,
-    HF_LANGUAGE_HEAD,
     HF_NAMES,
     HF_RENAMES,
     READS,
@@ -15,8 +14,8 @@ from scpo_jax.models.llama import (
 )
 
 __all__ = [
-    "HF_ARCHITECTURE", "HF_IGNORED", "HF_LANGUAGE_HEAD", "HF_NAMES", "HF_RENAMES", "READS", "Network", "Settings",
-    "max_positions", "unsupported",
+    "HF_ARCHITECTURE", "HF_IGNORED", "HF_NAMES", "HF_RENAMES", "READS", "Network", "Settings", "max_positions",
+    "unsupported",
 ]  # fmt: skip
 
 HF_ARCHITECTURE = "Qwen2ForSequenceClassification"

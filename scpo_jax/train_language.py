@@ -1,0 +1,126 @@
+"""Trains a language model on packed texts by next-token loss.
+
+Dimensions: K steps, N shares of a step's texts (one for each device of the data axis), b texts in a share.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from scpo_jax import language_model, optimizer, sharding
+from scpo_jax.checkpoint import TrainingState
+from scpo_jax.data import order, packing
+from scpo_jax.data.batches import NO_TEXT
+from scpo_jax.data.encoding import Text
+from scpo_jax.models import module
+from scpo_jax.models.module import RewardModel, TextBatch
+from scpo_jax.train_reward import platform_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Everything that decides what a training does, apart from the texts and the initial parameters."""
+
+    max_steps: int
+    batch_size: int  # texts a step
+    learning_rate: float  # at its peak; from there a linear decay to 0
+    warmup_steps: int
+    max_grad_norm: float
+    seed: int
+    dtype: str
+
+
+class Program(NamedTuple):
+    """A compiled training step, and where its arrays live."""
+
+    mesh: Mesh
+    width: int  # of the model
+    step: Callable  # (params, opt_state, batch, rate) -> (params, opt_state, metrics)
+    init: Callable  # params -> opt_state
+    specs: dict  # of the parameters
+
+
+def make_program(model: RewardModel, mesh: Mesh, options: Options, axes: tuple[str, ...]) -> Program:
+    """The training step: the loss is the mean over all response tokens of the step.
+
+    The rows of a batch are shared out over data, parameters over `axes` of the mesh; the compiler splits the work.
+    """
+    transform, shapes = optimizer.adamw(0.0), module.abstract_params(model)
+    specs = sharding.specs_of_one((shapes, jax.eval_shape(transform.init, shapes)), mesh, axes)
+    places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), (*specs, P("data"), P()))
+
+    def loss_of(params, batch: TextBatch):
+        total, count = language_model.next_token_loss(model, params, batch, options.dtype)
+        return total / jnp.maximum(count, 1), count
+
+    def step(params, opt_state, batch: TextBatch, rate):
+        (loss, count), gradients = jax.value_and_grad(loss_of, has_aux=True)(params, batch)
+        norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)))
+        clipped = optimizer.clip(gradients, norm, options.max_grad_norm)
+        updates, opt_state = transform.update(clipped, opt_state, params)
+        return optimizer.descend(params, updates, rate), opt_state, {"loss": loss, "grad_norm": norm, "tokens": count}
+
+    compiled = jax.jit(step, donate_argnums=(0, 1), in_shardings=places, out_shardings=(*places[:2], places[3]))
+    return Program(mesh, model.width, compiled, jax.jit(transform.init, out_shardings=places[1]), specs[0])
+
+
+class Plan(NamedTuple):
+    """What every step learns from: a pure function of texts, options and mesh."""
+
+    texts: np.ndarray  # [K, N, b] index of each text of a share, -1 for none
+    shapes: np.ndarray  # [K, 2] rows of each share, and their tokens
+
+
+def make_plan(texts: Sequence[Text], options: Options, program: Program) -> Plan:
+    """Every step's texts, dealt to the shares of the data axis and packed in a few shapes."""
+    lengths, platform = np.array([len(text.input_ids) for text in texts]), platform_of(program.mesh)
+    drawn = order.shuffled(lengths, options.batch_size, options.seed, options.max_steps)
+    dealt = packing.deal(drawn, lengths, program.mesh.shape["data"])
+    tokens = np.where(dealt >= 0, lengths[dealt], 0)
+    shapes = packing.choose_shapes([tokens], program.width, platform)
+    return Plan(dealt, packing.assign(tokens, shapes, program.width, platform))
+
+
+def batch_at(texts: Sequence[Text], plan: Plan, step: int) -> TextBatch:
+    """The packed texts of a step, the rows of one share after those of the other."""
+    shares = [[texts[i] if i >= 0 else NO_TEXT for i in share] for share in plan.texts[step]]
+    packed = [packing.pack(share, plan.shapes[step]) for share in shares]
+    return TextBatch(*(np.concatenate(fields) for fields in zip(*packed, strict=True)))
+
+
+def train(
+    program: Program,
+    params: dict,
+    texts: Sequence[Text],
+    options: Options,
+    log: Callable[[int, dict], None],
+    *,
+    state: TrainingState | None = None,
+    save_every: int = 0,
+) -> dict:
+    """Trains from `params`, or goes on where `state` stands; returns whole parameters on the host.
+
+    Args:
+      log: called with (steps finished, metrics as floats).
+      state, save_every: where to save the training state, and every how many steps (0: never).
+    """
+    plan, placed = make_plan(texts, options, program), sharding.place(params, program.mesh, program.specs)
+    live = {"params": placed, "opt_state": program.init(placed)}
+    first, live = state.restore(live) if state else (0, live)
+    for k in range(first, options.max_steps):
+        rate = optimizer.learning_rate_at(k, "linear", options.learning_rate, options.max_steps, options.warmup_steps)
+        live["params"], live["opt_state"], metrics = program.step(
+            live["params"], live["opt_state"], batch_at(texts, plan, k), np.float32(rate)
+        )
+        found = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        log(k + 1, found | {"learning_rate": rate})
+        if state and save_every and (k + 1) % save_every == 0:
+            state.save(k + 1, live)
+    whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(program.mesh, P()))(live["params"])
+    return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), whole)
