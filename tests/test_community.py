@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.optimize
 
 from scpo_jax import community
 from tests.run_helpers import GROUPS, pairs, read_rows, refusal, scpo, write_rows
@@ -19,16 +20,44 @@ def planted(strengths, n=256, seed=0, noise=1.0):
 
 
 def test_a_planted_mixture_is_found():
-    truth = np.array([0.8, 0.0, -0.6])
+    truth = np.array([0.8, 0.2, 0.6])
     found = community.fit(*planted(truth, 2048))
     np.testing.assert_allclose(found.strengths, truth, atol=0.15)
     low, high = np.percentile(community.resampled(found, *planted(truth, 2048)), [2.5, 97.5], axis=0)
     assert (low < found.strengths).all() and (found.strengths < high).all() and (high - low < 0.6).all()
 
 
+def test_strengths_are_not_below_zero():
+    found = community.fit(*planted([0.8, -0.6], 2048)).strengths
+    assert found[1] == 0 and 0.6 < found[0] < 1
+
+
+def test_a_blend_is_fitted_where_it_is_used():
+    """Margins that are not linear in the strengths: what is found is the minimum over the blends themselves."""
+    base, features, users = planted([0.75, 0.36], 1024, noise=0.3)
+    start, groups = {"s": np.zeros(2)}, {"A": {"s": np.array([1.0, 0.0])}, "B": {"s": np.array([0.0, 1.0])}}
+
+    def margins(params):
+        s = np.array(params["s"], float)
+        return base + features @ (2 * s - s**2)  # the group's RM at 1, three quarters of the way there at 0.5
+
+    found = community.fit_blend(start, groups.__getitem__, list(groups), margins, users)
+    penalty, scale = found.fit.penalty, found.fit.scale
+
+    def loss(s):
+        return community.loss(scale * margins({"s": s})).sum() + penalty / 2 * np.square(s).sum()
+
+    best = scipy.optimize.minimize(loss, [0.3, 0.3]).x
+    np.testing.assert_allclose(found.fit.strengths, best, atol=0.05)
+    assert np.abs(found.base + found.features @ best - margins({"s": best})).mean() < 0.1
+    assert np.abs(community.fit(base, features, users).strengths - best).max() > 0.15
+    nothing = community.fit_blend(start, groups.__getitem__, list(groups), lambda params: base, users)
+    assert not nothing.fit.strengths.any()
+
+
 def test_few_pairs_are_drawn_towards_the_global_rm():
     sizes = [
-        np.mean([np.linalg.norm(community.fit(*planted([0.8, 0.0, -0.6], n, seed)).strengths) for seed in range(5)])
+        np.mean([np.linalg.norm(community.fit(*planted([0.8, 0.0, 0.6], n, seed)).strengths) for seed in range(5)])
         for n in (8, 32, 512)
     ]
     assert sizes[0] < 0.4 and sizes[0] < sizes[1] < sizes[2] and 0.7 < sizes[2] < 1.2
@@ -50,7 +79,7 @@ def test_the_strongest_penalty_within_a_quarter_of_a_standard_error():
 
 
 def test_the_scale_of_rewards_changes_nothing():
-    base, features, users = planted([0.8, -0.6], 64)
+    base, features, users = planted([0.8, 0.6], 64)
     expected = community.fit(base, features, users)
     found = community.fit(0.01 * base, 0.01 * features, users)
     np.testing.assert_allclose(found.strengths, expected.strengths, rtol=1e-6)

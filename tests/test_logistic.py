@@ -7,16 +7,20 @@ import scipy.optimize
 from scpo_jax import logistic
 
 
+@pytest.mark.parametrize("nonnegative", [False, True])
 @pytest.mark.parametrize("penalty", [1e-3, 0.3])
-def test_it_is_the_minimum(penalty):
+def test_it_is_the_minimum(penalty, nonnegative):
     rng = np.random.default_rng(0)
     x, weights, offset = rng.normal(size=(80, 4)), rng.random(80), rng.normal(size=80)
 
     def loss(c):
         return np.mean(weights * np.log1p(np.exp(-(offset + x @ c)))) + penalty / 2 * np.sum(c**2)
 
-    expected = scipy.optimize.minimize(loss, np.zeros(4), method="BFGS", options={"gtol": 1e-9}).x
-    np.testing.assert_allclose(logistic.fit(x, penalty, weights=weights, offset=offset), expected, atol=1e-5)
+    how = {"method": "L-BFGS-B", "options": {"ftol": 1e-15, "gtol": 1e-9}}
+    expected = scipy.optimize.minimize(loss, np.zeros(4), bounds=[(0.0 if nonnegative else None, None)] * 4, **how).x
+    found = logistic.fit(x, penalty, weights=weights, offset=offset, nonnegative=nonnegative)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert (found == 0).any() == nonnegative
 
 
 def test_weights_are_repetitions():

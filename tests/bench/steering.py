@@ -168,11 +168,20 @@ class Run:
         weight = {"global": there[""], "all": margins_of(test, self.scores(full, test))}
         score_space = dict(weight)
         for size in SIZES:
-            fitted = community.fit(known[0][:size], features[:size], users[:size])
-            profile = dict(zip(self.groups, fitted.strengths.tolist(), strict=True))
-            blended = steering.blend(self.start.params, profile, self.groups.__getitem__)
+            own = few[:size]
+
+            def margins(params: dict, own=own) -> np.ndarray:
+                return margins_of(own, self.scores(params, own)).astype(float)
+
+            def named(fitted: community.Fit) -> steering.Profile:
+                return dict(zip(self.groups, fitted.strengths.tolist(), strict=True))
+
+            params_of = self.groups.__getitem__
+            found = community.fit_blend(self.start.params, params_of, list(self.groups), margins, users[:size])
+            blended = steering.blend(self.start.params, named(found.fit), params_of)
             weight[size] = margins_of(test, self.scores(blended, test))
-            score_space[size] = steering.blend_scores(there[""], there, profile)
+            linear = community.fit(known[0][:size], features[:size], users[:size])
+            score_space[size] = steering.blend_scores(there[""], there, named(linear))
         owners = np.array([row["user_id"] for row in test])
         return {"weight": outcome(weight, owners), "score": outcome(score_space, owners)}
 
