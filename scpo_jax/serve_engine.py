@@ -25,7 +25,7 @@ from scpo_jax.serve_blends import Blends
 from scpo_jax.steering import Profile
 
 QUEUED = 16384  # texts that wait at most
-ENCODED_AT_ONCE = 256  # texts, about
+ENCODED_AT_ONCE = 64  # texts, about
 STEPS_A_ROUND = 4  # full ones
 
 

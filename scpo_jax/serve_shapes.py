@@ -14,7 +14,7 @@ import numpy as np
 from scpo_jax.data import packing
 from scpo_jax.data.packing import Batch
 
-PARTS = (1, 4, 16)  # of a full batch
+PARTS = (1, 4, 16, 32)  # of a full batch
 DENSE, SPARSE = 8, 32  # tokens for each score that is read, in rows of the shortest kind
 
 
@@ -68,8 +68,8 @@ def plan_steps(lengths: Sequence[int], shapes: Shapes, devices: int) -> list[lis
 
 
 def _size(rows: int, sizes: Sequence[int]) -> int:
-    """Rows of the next batch for so many rows: the most that leave less than half of the batch empty."""
-    return next((size for size in sizes if 2 * rows > size), sizes[-1])
+    """Rows of the next batch for so many rows: the most that leave less than a quarter of the batch empty."""
+    return next((size for size in sizes if 4 * rows > 3 * size), sizes[-1])
 
 
 def _batch(rows: Sequence[Sequence[int]], lengths: Sequence[int], shape: tuple[int, int], slots: int) -> Batch:

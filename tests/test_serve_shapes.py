@@ -43,7 +43,7 @@ def test_much_that_waits_leaves_little_padding():
     assert computed < 1.2 * sum(lengths)
 
 
-def test_a_batch_is_at_least_half_full():
-    assert [serve_shapes._size(rows, [32, 8, 2]) for rows in (100, 32, 17, 16, 9, 8, 5, 4, 3, 2, 1)] == [
+def test_a_batch_is_three_quarters_full():
+    assert [serve_shapes._size(rows, [32, 8, 2]) for rows in (100, 32, 25, 24, 9, 8, 7, 6, 3, 2, 1)] == [
         32, 32, 32, 8, 8, 8, 8, 2, 2, 2, 2,
     ]  # fmt: skip

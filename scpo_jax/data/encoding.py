@@ -45,13 +45,15 @@ def encode_for_scoring(
     if encoding == "chat":
         return _conversations(tokenizer, prompts, responses, max_length)
     prompts = [as_text(prompt) for prompt in prompts]
-    output = tokenizer(prompts, list(responses), truncation=False, return_token_type_ids=True, verbose=False)
+    options = {"return_token_type_ids": True, "return_attention_mask": False, "verbose": False}
+    output = tokenizer(prompts, list(responses), truncation=False, **options)
     texts = []
     for i, (ids, types) in enumerate(zip(output["input_ids"], output["token_type_ids"], strict=True)):
-        kept = np.arange(len(ids))
+        text = Text(np.array(ids, np.int32), np.array(types, np.int32), 0)
         if encoding == "pair" and len(ids) > max_length:
             kept = _cut(output.sequence_ids(i), max_length)
-        texts.append(Text(np.asarray(ids, np.int32)[kept], np.asarray(types, np.int32)[kept], len(ids) - len(kept)))
+            text = Text(text.input_ids[kept], text.token_type_ids[kept], len(ids) - len(kept))
+        texts.append(text)
     return texts
 
 
