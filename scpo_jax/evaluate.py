@@ -155,7 +155,7 @@ def score_groups(
             if not checkpoint.is_checkpoint(folder):
                 continue
             wanted = own_texts | fitted_texts | abroad if name in matrices else own_texts
-            if name == scpo.HEADS:
+            if name == scpo.HEADS and group in of_heads:
                 scores, card = of_heads[group], checkpoint.load_card(folder)
             else:
                 loaded = checkpoint.load(folder)

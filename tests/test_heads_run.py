@@ -12,6 +12,7 @@ from scpo_jax import checkpoint, judge, score, train_reward
 from scpo_jax.checkpoint import TrainingState
 from scpo_jax.data import preferences
 from scpo_jax.models import hf
+from scpo_jax.serve_blends import Blends
 from scpo_jax.workdir import Workdir
 from tests.run_helpers import GROUPS, World, pairs, read_rows, refusal, scpo, write_rows
 from tests.test_resume import Killed, killing
@@ -116,6 +117,16 @@ def test_a_blend_of_heads_is_that_of_their_scores(run, texts):
     np.testing.assert_allclose(blended, columns @ [0.3, -0.2, 0.9], rtol=0, atol=1e-5)
     for profile, folder in (("{}", run.global_checkpoint), (f"{GROUPS[2]}=1", run.groups("heads")[GROUPS[2]])):
         assert same(judge.load_blend(str(run.root), "heads", profile).params, checkpoint.load(folder).params)
+
+
+def test_a_service_blends_heads_and_holds_their_backbone_once(run):
+    blends = Blends(judge.open_judge(str(run.root), method="heads"))
+    assert blends.groups == sorted(GROUPS)
+    for profile in ({}, {GROUPS[1]: 1.0}, {GROUPS[0]: 0.4, GROUPS[2]: 0.6}):
+        assert same(blends(profile), judge.load_blend(str(run.root), "heads", json.dumps(profile)).params)
+    first, *others = [blends._groups[group][1]["layers"] for group in GROUPS]
+    for own in others:
+        assert jax.tree.all(jax.tree.map(lambda a, b: a is b, own, first))
 
 
 def test_the_evaluation_is_that_of_the_heads(run):
