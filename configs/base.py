@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
 
     config.scpo = ConfigDict()
     config.scpo.methods = ("scpo",)  # of scpo, full, filter_only, weight_only, inverse_weight, random_subset,
-    # uncertain, uncertain_weighted, trim, trim_weighted
+    # uncertain, uncertain_weighted, trim, trim_weighted, heads (one model of all groups, a score head for each)
     config.scpo.tau = 0.7  # filter: train on a pair iff the global probability of its label is below
     config.scpo.tau_test = 0.5  # the edited test set: pairs with a global probability below
     config.scpo.beta = 1.1  # weight: min(exp((r+ - r-) / beta), 1)
@@ -41,7 +41,8 @@ def get_config() -> ConfigDict:
     config.controls = ()  # RMs trained for comparison, as many pairs each: of pooled, other_country, shuffled
 
     config.train = train()
-    config.per_group = ()  # ((group, key, value), ...) with key of tau, beta, learning_rate, max_steps
+    config.per_group = ()  # ((group, key, value), ...) with key of tau, beta, learning_rate, max_steps; the last two
+    # say nothing of heads, which all groups train together
 
     config.mesh = ConfigDict()  # devices along each axis; -1 takes what is left
     config.mesh.data = -1  # share the pairs of a batch
@@ -125,7 +126,7 @@ def train() -> ConfigDict:
     """How the RM of a group is trained; global_rm uses all but the rate, the steps and the batch size as well."""
     config = ConfigDict()
     config.batch_size = 8  # pairs a step
-    config.max_steps = 1024  # steps of a training; they override epochs
+    config.max_steps = 1024  # steps of a training; they override epochs. Of heads times the number of groups
     config.learning_rate = 1e-6  # peak rate of AdamW(0.9, 0.999, eps 1e-8)
     config.warmup_steps = 0  # linear rise of the rate
     config.schedule = "linear"  # decay to 0 at max_steps: linear or cosine; or constant

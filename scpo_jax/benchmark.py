@@ -57,7 +57,7 @@ from scpo_jax.efficiency import AXES, GLOBAL, MARGIN, Key, Seed, Seeds
 from scpo_jax.errors import InputError
 from scpo_jax.evaluate import with_global
 from scpo_jax.scored_pairs import SUBSETS, GroupPairs, test_pairs
-from scpo_jax.train_groups import Trainer
+from scpo_jax.trainer import Trainer
 from scpo_jax.workdir import Workdir, check_place, digest, finished
 
 ALWAYS = ("full", "random_subset")  # the target, and what a filter has to beat
@@ -95,7 +95,7 @@ def design_of(fractions: Sequence[str], seeds: Sequence[str], methods: Sequence[
     own = tuple(dict.fromkeys(numbers(seeds, "--seeds", int)))
     if not own or min(own) < 0:
         raise InputError(f"--seeds={','.join(seeds)}: one or more whole numbers from 0")
-    known = (*scpo.METHODS, *ANNOTATION)
+    known = (*(name for name in scpo.METHODS if name != scpo.HEADS), *ANNOTATION)  # a group's RM is trained alone
     for flag, names, allowed in (("--methods", methods, known), ("--budgets", rules, tuple(RULES))):
         unknown = [name for name in names if name not in allowed]
         if unknown or not names:

@@ -16,8 +16,9 @@ from scpo_jax.data.encoding import Text
 from scpo_jax.efficiency import Key
 from scpo_jax.errors import InputError
 from scpo_jax.scored_pairs import GroupPairs, margins_of
-from scpo_jax.train_groups import Trainer, own_material
+from scpo_jax.train_groups import own_material
 from scpo_jax.train_reward import Training, derived_seed, options_from
+from scpo_jax.trainer import Trainer
 from scpo_jax.workdir import Workdir, digest
 
 ANNOTATION = ("propose", "random_annotation")  # ways to buy annotation: pairs of all users

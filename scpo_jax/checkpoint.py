@@ -36,8 +36,8 @@ class Loaded(NamedTuple):
 def save(folder: epath.PathLike, loaded: Loaded) -> None:
     """Writes everything needed to load the model alone into `folder`, replacing it; whole or not at all.
 
-    Of a model with adapters these and the score head are written, and where its base is found (`card["base"]`, made by
-    `reference`). The parameters are whole on this process, which alone calls this.
+    With `card["base"]` (made by `reference`) the score head and the adapters alone are written: the rest is found
+    there. The parameters are whole on this process, which alone calls this.
     """
     description = {
         "schema_version": SCHEMA_VERSION,
@@ -47,9 +47,10 @@ def save(folder: epath.PathLike, loaded: Loaded) -> None:
         "tokenizer": _pack_tokenizer(loaded.tokenizer),
         "lora": loaded.model.lora and loaded.model.lora._asdict(),
         "language": loaded.model.language,
+        "heads": list(loaded.model.heads),
     }
     with _checkpointer() as checkpointer:
-        params = jax.device_get(lora.split(loaded.params)[0])
+        params = jax.device_get(_own(loaded.params, loaded.card))
         items = {"params": ocp.args.StandardSave(params), "model": ocp.args.JsonSave(description)}
         checkpointer.save(epath.Path(folder).resolve(), ocp.args.Composite(**items), force=True)
 
@@ -86,14 +87,30 @@ def load_language_model(folder: epath.PathLike) -> Loaded:
 
 def _load(folder: epath.PathLike, language: bool) -> Loaded:
     description = _describe(folder)
+    card = description["card"]
     stated = description.get("lora")  # not there before there were adapters
     adapters = stated and Lora(**stated | {"targets": tuple(stated["targets"])})
-    model = module.build(description["config"], str(folder), adapters, language)
-    args = ocp.args.StandardRestore(jax.tree.map(_abstract, lora.split(module.abstract_params(model))[0]))
+    heads = tuple(description.get("heads", ()))  # nor these
+    model = module.build(description["config"], str(folder), adapters, language, heads)
+    args = ocp.args.StandardRestore(jax.tree.map(_abstract, _own(module.abstract_params(model), card)))
     params = _restore(folder, "params", args)
-    if adapters:
-        params = lora.join(params, _base_of(folder, description["card"]["base"], language))
-    return Loaded(model, params, _unpack_tokenizer(description["tokenizer"]), description["card"])
+    if "base" in card:
+        params = lora.join(params, _base_of(folder, card["base"], model))
+    return Loaded(model, params, _unpack_tokenizer(description["tokenizer"]), card)
+
+
+def _own(params: dict, card: dict) -> dict:
+    """What a checkpoint with this card holds of parameters, or of a tree like them."""
+    return lora.parts(params)[0] if "base" in card else params
+
+
+def check_one_score(loaded: Loaded, name: str) -> Loaded:
+    """The model, if it gives a text one score. Raises InputError for the backbone of several groups' heads."""
+    if loaded.model.heads:
+        raise InputError(
+            f"{name} gives a text the scores of {', '.join(loaded.model.heads)}: name the folder of one beside it"
+        )
+    return loaded
 
 
 def load_merged(folder: epath.PathLike) -> Loaded:
@@ -112,10 +129,10 @@ def load_peft(folder: epath.PathLike) -> Loaded:
 
 
 def reference(name: str, revision: str, params: dict) -> dict:
-    """What a checkpoint of adapters says of its base.
+    """What a checkpoint of adapters, or of a score head alone, says of its base.
 
     `name` is a hub id, an absolute path of a checkpoint or a Hugging Face folder, or a path from the checkpoint's own
-    folder ("../../global"). `params` are those of the model with adapters, or of the base.
+    folder ("../../global"). `params` are those of the model, or of the base.
     """
     return {"name": name, "revision": revision, "fingerprint": fingerprint(params)}
 
@@ -132,7 +149,7 @@ def fingerprint(params: dict) -> str:
 
 
 def base_place(folder: epath.PathLike, base: dict) -> str:
-    """Where the base of a checkpoint of adapters is: a folder or a hub id."""
+    """Where the base of a checkpoint is: a folder or a hub id."""
     place, parts = epath.Path(folder), base["name"].split("/")
     if parts[0] != "..":
         return base["name"]
@@ -141,18 +158,19 @@ def base_place(folder: epath.PathLike, base: dict) -> str:
     return str(place)
 
 
-def _base_of(folder: epath.PathLike, base: dict, language: bool) -> dict:
-    """The parameters of the base of a checkpoint of adapters. Raises InputError."""
+def _base_of(folder: epath.PathLike, base: dict, model: RewardModel) -> dict:
+    """The parameters of the base of a checkpoint that holds adapters or a score head alone. Raises InputError."""
+    held = "adapters alone, and their" if model.lora else "a score head alone, and its"
     place = base_place(epath.Path(folder).resolve(), base)
     try:
-        return _load_base(place, base["revision"], base["fingerprint"], language)
+        return _load_base(place, base["revision"], base["fingerprint"], model.language)
     except InputError as error:
-        raise InputError(f"{folder} holds adapters alone, and their base cannot be read: {error}") from error
+        raise InputError(f"{folder} holds {held} base cannot be read: {error}") from error
 
 
 @functools.lru_cache(maxsize=1)  # the RMs of several groups share one
 def _load_base(place: str, revision: str, wanted: str, language: bool) -> dict:
-    """The parameters of a base; its score head, of which the adapters have their own, may be missing."""
+    """The parameters of a base; its score head, which checkpoints on it have their own of, may be missing."""
     if language:
         own = is_checkpoint(place)
         params = load_language_model(place).params if own else hf.load_language_model(hf.resolve(place, revision))[1]
@@ -162,7 +180,7 @@ def _load_base(place: str, revision: str, wanted: str, language: bool) -> dict:
         source = hf.resolve(place, revision)
         params = hf.load(source, fresh_head_key=jax.random.key(0))[1]
     if fingerprint(params) != wanted:
-        raise InputError(f"{place} is another model than the one that the adapters were trained on")
+        raise InputError(f"{place} is another model than the one of that training")
     return params
 
 

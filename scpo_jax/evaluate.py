@@ -14,9 +14,11 @@ from scpo_jax import (
     controls,
     distributed,
     guards,
+    heads,
     logs,
     metrics,
     score,
+    scpo,
     stages,
     strengths,
     tokens,
@@ -143,6 +145,8 @@ def score_groups(
     every = [row for pairs in groups.values() for row in pairs.rows] + [r for rows in fitted.values() for r in rows]
     texts = tokens.read(config, workdir, tokens.texts_of(every), training=False)
     progress = logs.Progress(len(groups) * len(names), "evaluate", "model")
+    backbone = workdir.backbone_of(scpo.HEADS)
+    of_heads = heads.scores(backbone, texts, functions) if scpo.HEADS in names else {}
     for group, pairs in groups.items():
         own_texts, fitted_texts = tokens.texts_of(pairs.rows), tokens.texts_of(fitted[group])
         for name in names:
@@ -150,16 +154,20 @@ def score_groups(
             progress.add(1)
             if not checkpoint.is_checkpoint(folder):
                 continue
-            loaded = checkpoint.load(folder)
             wanted = own_texts | fitted_texts | abroad if name in matrices else own_texts
-            values = score.score_texts(functions(loaded.model), loaded.params, [texts[key] for key in wanted])
-            scores = dict(zip(wanted, values, strict=True))
+            if name == scpo.HEADS and group in of_heads:
+                scores, card = of_heads[group], checkpoint.load_card(folder)
+            else:
+                loaded = checkpoint.load(folder)
+                card = loaded.card
+                values = score.score_texts(functions(loaded.model), loaded.params, [texts[key] for key in wanted])
+                scores = dict(zip(wanted, values, strict=True))
             pairs.margins[name] = margins_of(pairs.rows, scores)
             pairs.movement[name] = float(np.std([scores[key] - global_scores[key] for key in own_texts], dtype=float))
             if name in matrices:
                 train_margins[name][group] = margins_of(fitted[group], scores)
                 matrices[name][group] = {other: margins_of(own.rows, scores) for other, own in visited.items()}
-            cards[name][group] = loaded.card
+            cards[name][group] = card
     progress.close()
     return Scored(groups, visited, matrices, train_margins, cards)
 

@@ -76,6 +76,7 @@ def _adapters(name: str, repository: str | None) -> Loaded:
     loaded = checkpoint.load(name)
     if loaded.model.lora is None:
         raise InputError(f"--format=peft: {name} has no adapters: train with config.train.lora.rank, or leave it out")
+    checkpoint.check_one_score(loaded, name)
     base = checkpoint.base_place(epath.Path(name).resolve(), loaded.card["base"])
     if repository is not None and pathlib.Path(base).expanduser().exists():
         raise InputError(

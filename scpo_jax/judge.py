@@ -28,10 +28,10 @@ class Scorer(NamedTuple):
     function: ScoreFunction
 
     def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
-        """Scores `[N]` float32, all finite; equal texts are scored once."""
+        """Scores `[N]`, of a model with heads `[N, C]`, float32, all finite; equal texts are scored once."""
         texts = score.distinct_texts((prompts, responses))
         if not texts:
-            return np.zeros(0, np.float32)
+            return np.zeros((0, *self.function.of_text), np.float32)
         card = self.loaded.card
         how = card["max_length"], encoding.form(self.loaded.model.reads, card["encoding"])
         encoded = encoding.encode_for_scoring(self.loaded.tokenizer, *zip(*texts.values(), strict=True), *how)
@@ -39,7 +39,7 @@ class Scorer(NamedTuple):
         known = dict(zip(texts, score.score_texts(self.function, self.loaded.params, encoded), strict=True))
         keys = [score.text_key(p, r) for p, r in zip(prompts, responses, strict=True)]
         scores = np.array([known[key] for key in keys], np.float32)
-        bad = np.flatnonzero(~np.isfinite(scores))
+        bad = np.flatnonzero(~np.isfinite(scores).reshape(len(scores), -1).all(1))
         if len(bad):
             raise InputError(f"the model gives no finite score to the response {responses[bad[0]][:60]!r}: check it")
         return scores
@@ -48,7 +48,8 @@ class Scorer(NamedTuple):
 class Judge:
     """The reward model that M names; for a workdir its global RM with the RMs of its groups, or one blend of them.
 
-    `load_global` is given with a blend, to have the global RM beside it.
+    `load_global` is given with a blend, to have the global RM beside it. `backbone` is the checkpoint of one model with
+    a head for each of the groups, if there is one.
     """
 
     def __init__(
@@ -59,8 +60,9 @@ class Judge:
         max_length: int | None,
         dtype: str,
         load_global: Callable[[], Loaded] | None = None,
+        backbone: epath.Path | None = None,
     ):
-        self.method, self.groups, self._load_global = method, groups, load_global
+        self.method, self.groups, self._load_global, self._backbone = method, groups, load_global, backbone
         self._max_length, self._functions = max_length, score.ScoreFunctions(dtype)
         self.tolerance = {"float32": 1e-4, "bfloat16": 3e-2}[dtype]  # of the same text's score in another batch
         self.default = self._scorer(default)
@@ -91,13 +93,36 @@ class Judge:
             self._current = group, self._scorer(checkpoint.load(self.groups[group]))
         return self._current[1]
 
+    @functools.cached_property
+    def _all(self) -> Scorer | None:
+        """The RMs of all groups in one model; None where there is none."""
+        return self._scorer(checkpoint.load(self._backbone)) if self._backbone else None
+
+    def score_all(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
+        """Scores `[N, C]` float32 of texts by the RM of each group, in the order of `groups`.
+
+        It takes one forward pass if these are heads of one backbone, else C.
+        """
+        if self._all:
+            columns = [self._all.loaded.model.heads.index(group) for group in self.groups]
+            return self._all(prompts, responses)[:, columns]
+        return np.stack([self.scorer(group)(prompts, responses) for group in self.groups], axis=1)
+
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str], groups: Sequence[str]) -> np.ndarray:
-        """Scores `[N]` float32 of texts, each by the RM of its group."""
-        scores = np.zeros(len(prompts), np.float32)
-        owners = np.array([group if group in self.groups else "" for group in groups])
-        for owner in dict.fromkeys(owners.tolist()):
-            places = np.flatnonzero(owners == owner)
-            scores[places] = self.scorer(owner)([prompts[i] for i in places], [responses[i] for i in places])
+        """Scores `[N]` float32 of texts, each by the RM of its group; heads of one backbone score in one pass."""
+        scores, groups = np.zeros(len(prompts), np.float32), [g if g in self.groups else "" for g in groups]
+
+        def scored_by(score: Callable, places: list[int]) -> np.ndarray:
+            return score([prompts[i] for i in places], [responses[i] for i in places])
+
+        at_once = [i for i, group in enumerate(groups) if group and self._backbone]
+        if at_once:
+            columns = {group: column for column, group in enumerate(self.groups)}
+            own = [columns[groups[i]] for i in at_once]
+            scores[at_once] = scored_by(self.score_all, at_once)[np.arange(len(own)), own]
+        for owner in dict.fromkeys("" if self._backbone else group for group in groups):
+            places = [i for i, group in enumerate(groups) if group == owner]
+            scores[places] = scored_by(self.scorer(owner), places)
         return scores
 
 
@@ -123,8 +148,9 @@ def open_judge(
         return Judge(loaded, method, {}, max_length, dtype, load_global)
     if workdir.is_workdir(name):
         run = _finished_run(name, method)
-        groups = {} if method == "global" else run.groups(method)
-        return Judge(_global_model(run), method, groups, max_length, dtype)
+        groups, backbone = {} if method == "global" else run.groups(method), run.backbone_of(method)
+        backbone = backbone if checkpoint.is_checkpoint(backbone) else None
+        return Judge(_global_model(run), method, groups, max_length, dtype, backbone=backbone)
     loaded = load_model(name, revision)
     return Judge(loaded, loaded.card["method"], {}, max_length, dtype)
 
@@ -155,7 +181,7 @@ def load_blend(name: str, method: str, profile: str) -> Loaded:
 def load_model(name: str, revision: str = "") -> Loaded:
     """A single reward model: a checkpoint of ours, a Hugging Face folder, one of PEFT's adapters, or a hub id."""
     if checkpoint.is_checkpoint(name):
-        return checkpoint.load(name)
+        return checkpoint.check_one_score(checkpoint.load(name), name)
     if peft.is_adapter(name):
         loaded = checkpoint.load_peft(name)
         return loaded._replace(card=_card_of(pathlib.Path(name).expanduser(), loaded.model.max_positions))

@@ -9,6 +9,7 @@ from etils import epath
 from scpo_jax import __version__
 from scpo_jax.checkpoint import Loaded
 from scpo_jax.data import fields
+from scpo_jax.scpo import HEADS
 from scpo_jax.workdir import Workdir, is_workdir
 
 HUB_DATA = {"prism": "HannahRoseKirk/prism-alignment", "global_opinions": "Anthropic/llm_global_opinions"}
@@ -44,11 +45,14 @@ def describe(loaded: Loaded, run: Workdir | None, place: str) -> dict:
     """What the template says, by name."""
     card, config = loaded.card, run.record()["config"] if run else {}
     group, profile = card["group"], card["profile"] if "profile" in card else None
+    heads = loaded.model.heads
     speaks_for = "the annotators it was trained on" if card["method"] == "global" else f"annotators of {group}"
     title = f"Reward model of {group}, {card['method']}" if group else "Global reward model"
     if profile is not None:
         speaks_for = f"annotators of {fields.listing(profile)}" if profile else "the annotators of the global model"
         title = "Reward model blended of several groups"
+    if heads:
+        speaks_for, title = f"annotators of {fields.listing(heads)}", "Reward model with a head for each of its groups"
     base, base_id = base_model(config)
     licence = licence_of(base, config) if base else UNKNOWN
     data, data_id = data_of(config)
@@ -66,6 +70,7 @@ def describe(loaded: Loaded, run: Workdir | None, place: str) -> dict:
         "verdict": verdict(run, card["method"], group),
         "causal": loaded.model.reads != "first",
         "adapters": loaded.model.lora is not None,
+        "heads": bool(heads),
         "place": place,
         "max_length": card["max_length"],
         "standard": standard(card),
@@ -83,7 +88,8 @@ def made_by(card: dict, profile: dict | None) -> str:
         return "Its weights are a blend of the global one's and of those of the groups' models, nothing was trained."
     if card["method"] == "global":
         return "It is the global model, from which those of groups are trained."
-    return f"It was trained from the global model by the method `{card['method']}`, on the pairs of one group."
+    pairs = "one group" if card["method"] != HEADS else "all groups together, a score head on the pairs of each"
+    return f"It was trained from the global model by the method `{card['method']}`, on the pairs of {pairs}."
 
 
 def facts(loaded: Loaded, config: dict, data: str) -> dict:
@@ -184,7 +190,7 @@ def accuracies(run: Workdir | None, method: str, group: str) -> list[list[str]]:
         if method not in known or name not in known:
             continue
         for own, record in known[name].items():
-            if own == group or method == "global":
+            if own == group or not group:
                 shown = [percent(record[which]) for which in ("all", "edited", "agreed")]
                 rows.append([cell(own), name, *shown, str(record["all"]["n"])])
     return rows
@@ -213,7 +219,7 @@ def verdict(run: Workdir | None, method: str, group: str) -> str:
 
 def standard(card: dict) -> str:
     """Mean and standard deviation of the scores, as the end of a sentence."""
-    if "score_std" not in card:
+    if "score_std" not in card or isinstance(card["score_std"], list):
         return ""
     mean, std = card["score_mean"], card["score_std"]
     return f"; on training texts their mean is {mean:.3g} and their standard deviation {std:.3g}"

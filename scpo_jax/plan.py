@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scpo_jax import bias, checkpoint, configuration, pipeline, score, stages, tokens
+from scpo_jax import bias, checkpoint, configuration, pipeline, score, scpo, stages, tokens
 from scpo_jax.data import encoding, preferences
 from scpo_jax.models import hf, module, weights
 from scpo_jax.models.module import RewardModel
@@ -41,10 +41,12 @@ def show(config, workdir: Workdir, force: bool) -> None:
     print(f"\n{table(['stage', 'state', 'time (estimate)'], lines)}")
     names = [*config.scpo.methods, *config.controls]
     runs = len(names) * len(steered)
+    joint = f" ({scpo.HEADS}: one model, of {len(steered)} times as many)" if scpo.HEADS in names else ""
     total = sum(seconds[name] for name in seconds if name not in done)
     print(
         f"\n{runs} reward models ({', '.join(names)} for {len(steered)} groups) of at most "
-        f"{config.train.max_steps} steps of {config.train.batch_size} pairs; texts of {length:.0f} tokens on average.\n"
+        f"{config.train.max_steps} steps of {config.train.batch_size} pairs{joint}; "
+        f"texts of {length:.0f} tokens on average.\n"
         f"About {about(total)} on {jax.devices()[0].device_kind} plus start-up and compilation: an estimate, from the "
         "time that scoring a sample took.\nNothing was done."
     )

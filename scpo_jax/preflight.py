@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from scpo_jax import adapters, configuration, hlo, logs, score, sharding, tpu, train_groups, train_step, workload
+from scpo_jax import adapters, configuration, hlo, logs, score, sharding, tpu, train_step, trainer, workload
 from scpo_jax.models import module
 from scpo_jax.models.module import TextBatch
 from scpo_jax.plan import about
@@ -116,11 +116,12 @@ def compile_all(programs: dict[str, Program], device: Device) -> dict[str, Cost]
 def programs_of(config, material, mesh: Mesh, trainings, scorings) -> dict[str, Program]:
     """The programs of a run by name: of each training its optimizer's state and its steps, and of the scoring."""
     programs, held, adapted = {}, 0, adapters.adapted(config, material.model)
+    models = {workload.GLOBAL: material.model, workload.HEADS: workload.with_heads(adapted, material)}
     for work in trainings:
-        model = material.model if work.name == workload.GLOBAL else adapted
+        model = models.get(work.name, adapted)
         # a model with adapters starts from the host, see `adapters.load_to_train`
         start = 0 if model.lora else bytes_of(module.abstract_params(model))
-        compiled = train_groups.make_program(config, model, mesh, work.options)
+        compiled = trainer.make_program(config, model, mesh, work.options)
         steps = {
             f"{work.name} {rows}x{tokens}": train_step.step_arguments(
                 compiled, model, work.groups, work.pairs, (rows, tokens)

@@ -43,13 +43,14 @@ class ScoreFunction(NamedTuple):
     """The scores of a model: a function compiled once per shape, and the width that its batches are planned for.
 
     With several devices `compiled` takes batches `[N, ...]`, one for each of the N devices of `mesh`, and returns
-    `[N, S]`.
+    `[N, S]`. A model with heads gives `[S, C]` or `[N, S, C]`.
     """
 
     compiled: Callable  # (params, TextBatch) -> scores [S] float32, without dropout
     width: int
     mesh: Mesh | None  # the devices of this process; None for a single one
     params: dict  # shapes, types and places that `compiled` takes them in, see `place`
+    of_text: tuple[int, ...] = ()  # shape of what a text gets: () or (C,)
 
     def place(self, params: dict) -> dict:
         """Parameters as `compiled` takes them."""
@@ -74,6 +75,7 @@ def score_function(model: RewardModel, dtype: str, devices: Sequence | None = No
     """The score function of a model that computes in `dtype`, on all devices of this process or on those given."""
     shapes = shapes_of(model, dtype)
     shared, devices = is_shared(shapes), devices or jax.local_devices()
+    of_text = (len(model.heads),) if model.heads else ()
 
     def scores(params, batch: TextBatch):
         gather = sharding.gather if shared and len(devices) > 1 else None
@@ -83,7 +85,7 @@ def score_function(model: RewardModel, dtype: str, devices: Sequence | None = No
         return scores(params, jax.tree.map(lambda leaf: leaf[0], batches))[None]
 
     if len(devices) == 1:
-        return ScoreFunction(jax.jit(scores), model.width, None, shapes)
+        return ScoreFunction(jax.jit(scores), model.width, None, shapes, of_text)
     mesh = Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
     specs = sharding.specs_of_one(shapes, mesh, ("data",) if shared else ())
     places = jax.tree.map(
@@ -93,7 +95,7 @@ def score_function(model: RewardModel, dtype: str, devices: Sequence | None = No
     function = jax.shard_map(
         scores_of_device, mesh=mesh, in_specs=(specs, P("data")), out_specs=P("data"), check_vma=False
     )
-    return ScoreFunction(jax.jit(function), model.width, mesh, places)
+    return ScoreFunction(jax.jit(function), model.width, mesh, places, of_text)
 
 
 class ScoreFunctions:
@@ -180,14 +182,14 @@ def start(function: ScoreFunction, params: dict, texts: Sequence[Text], step: Se
 
 def finish(step: Sequence[Batch], scores: jax.Array) -> tuple[np.ndarray, np.ndarray]:
     """(indices of the texts of a step, their scores); waits for the devices."""
-    rows = np.asarray(scores).reshape(len(step), -1)
+    rows = np.asarray(scores) if len(step) > 1 else np.asarray(scores)[None]
     values = [row[: len(batch.indices)] for batch, row in zip(step, rows, strict=True)]
     return np.concatenate([np.array(batch.indices, int) for batch in step]), np.concatenate(values)
 
 
 def score_texts(function: ScoreFunction, params: dict, texts: Sequence[Text]) -> np.ndarray:
-    """Scores `[N]` float32 of texts, in their order; every process calls this and gets the same."""
-    scores = np.zeros(len(texts), np.float32)
+    """Scores `[N]`, with heads `[N, C]`, float32 of texts, in order; every process calls this and gets the same."""
+    scores = np.zeros((len(texts), *function.of_text), np.float32)
     for indices, values in score_batches(function, params, texts):
         scores[indices] = values
     return distributed.summed(scores)

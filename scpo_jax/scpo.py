@@ -89,9 +89,10 @@ def select(ref_rewards_chosen, ref_rewards_rejected, tau: float, beta: float, fl
     return Selection(*refs, global_probability(*refs), *rules, weight(*refs, beta))
 
 
+HEADS = "heads"  # the method that trains all groups in one model
 METHODS = (
     "scpo", "full", "filter_only", "weight_only", "inverse_weight", "random_subset",
-    "uncertain", "uncertain_weighted", "trim", "trim_weighted",
+    "uncertain", "uncertain_weighted", "trim", "trim_weighted", HEADS,
 )  # fmt: skip
 
 
@@ -101,11 +102,12 @@ def training_set(method: str, selection: Selection, rng: np.random.Generator):
     scpo filters and weights; filter_only and weight_only do one of the two; inverse_weight filters and weights the
     other way round; full takes every pair, random_subset as many as the filter keeps, both with weight 1. uncertain
     and trim filter in their own ways, with weight 1 or, as uncertain_weighted and trim_weighted, with that of scpo.
+    heads takes what scpo does, for one model of all groups.
     """
     everything, ones = np.ones(len(selection.keep), bool), np.ones(len(selection.keep), np.float32)
     weights = np.asarray(selection.weight, np.float32)
     match method:
-        case "scpo":
+        case "scpo" | "heads":
             return selection.keep, weights
         case "full":
             return everything, ones

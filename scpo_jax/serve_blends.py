@@ -19,7 +19,7 @@ MOST_KEPT = 16
 class Blends:
     """Parameters by profile, as the score function takes them.
 
-    All RMs are read once and stay in the host's memory; of LoRA the adapters, beside one base.
+    All RMs are read once and stay in the host's memory; of LoRA the adapters and of heads these, beside one base.
     """
 
     def __init__(self, judge: Judge):
@@ -57,7 +57,7 @@ class Blends:
 
     def _on_host(self, loaded: Loaded) -> tuple[RewardModel, dict]:
         """(model, parameters as numpy arrays); models that share a base still do."""
-        trained, frozen = lora.split(loaded.params)
+        trained, frozen = lora.parts(loaded.params) if "base" in loaded.card else (loaded.params, {})
         leaves = jax.tree.leaves(frozen)
         if [id(leaf) for leaf in leaves] != [id(leaf) for leaf in self._base[0]]:
             self._base = leaves, jax.device_get(frozen)

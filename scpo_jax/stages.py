@@ -148,7 +148,7 @@ def load_start(config) -> Loaded:
     settings = config.model
     name = settings.name_or_path
     if name and (checkpoint.is_checkpoint(name) or peft.is_adapter(name)):
-        return checkpoint.load_merged(name)
+        return checkpoint.check_one_score(checkpoint.load_merged(name), name)
     folder = hf.resolve(name, settings.revision)
     key = jax.random.key(derived_seed(config.seed, "head")) if settings.fresh_head else None
     model, params = hf.load(folder, fresh_head_key=key)

@@ -113,8 +113,8 @@ class Validation(NamedTuple):
         Unlike a loss this does not mind the scale of the rewards, which weights change.
         """
         params = lora.join(trained, self.frozen)
-        rewards = score.score_texts(self.score, params, [*self.pairs.chosen, *self.pairs.rejected])
-        chosen, rejected = np.split(rewards, 2)
+        scores = score.score_texts(self.score, params, [*self.pairs.chosen, *self.pairs.rejected])
+        chosen, rejected = np.split(batches.own_scores(scores, self.pairs.columns), 2)
         return (chosen > rejected).astype(np.float32)
 
 

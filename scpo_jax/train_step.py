@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from scpo_jax import losses, optimizer, sharding
+from scpo_jax.data import batches
 from scpo_jax.data.batches import PairBatch
 from scpo_jax.models import lora, module
 from scpo_jax.models.module import RewardModel, TextBatch
@@ -66,8 +67,8 @@ def make_program(
 
     def loss_of(params, frozen, batch: PairBatch, count, key):
         whole = lora.join(params, frozen)
-        rewards = model.score(whole, batch.texts, key=key, dtype=dtype, remat=remat, gather=sharding.gather)
-        chosen, rejected = jnp.split(rewards, 2)
+        scores = model.score(whole, batch.texts, key=key, dtype=dtype, remat=remat, gather=sharding.gather)
+        chosen, rejected = jnp.split(batches.own_scores(scores, batch.columns), 2)
         loss = losses.weighted_bradley_terry(
             chosen, rejected, batch.weights, margin=batch.margins, mask=batch.mask, count=count,
             center_rewards_coefficient=center_rewards_coefficient,
@@ -139,6 +140,7 @@ def step_arguments(program: Program, model: RewardModel, groups: int, pairs: int
     one, _ = lora.split(module.abstract_params(model))
     state = stacked(jax.eval_shape(optimizer.adamw(0.0).init, one), program.state_specs)
     texts = TextBatch(*[shares(jnp.int32, *shape)] * 4, *[shares(jnp.int32, 2 * pairs)] * 2)
-    batch = PairBatch(texts, *(shares(dtype, pairs) for dtype in (jnp.float32, jnp.float32, jnp.bool)))
+    columns = shares(jnp.int32, pairs) if model.heads else None
+    batch = PairBatch(texts, *(shares(dtype, pairs) for dtype in (jnp.float32, jnp.float32, jnp.bool)), columns)
     numbers = (array(P("group"), dtype, groups) for dtype in (jnp.int32, jnp.float32, jnp.uint32))
     return stacked(one, program.specs), state, batch, *numbers, array(P(), jnp.int32), program.frozen

@@ -12,6 +12,7 @@ from scpo_jax.data import preferences
 from scpo_jax.errors import InputError
 
 SCHEMA_VERSION = 2
+BACKBONE = "_backbone"  # no slug of a group
 SECONDS_TO_APPEAR = 5.0  # until a file that one host wrote is seen by another
 
 
@@ -120,6 +121,10 @@ class Workdir:
         """Folder of a group's reward model."""
         return self.checkpoints / method / slugs[group]
 
+    def backbone_of(self, method: str) -> epath.Path:
+        """Folder of what the reward models of a method's groups share, if they share all but their heads."""
+        return self.checkpoints / method / BACKBONE
+
     def methods(self) -> list[str]:
         """Methods that have checkpoints, without the global model."""
         if not self.checkpoints.exists():
@@ -135,7 +140,7 @@ class Workdir:
             raise InputError(f"{self.root} has no method {method!r}: it has {existing}")
         found = {}
         for path in sorted(folder.iterdir()):
-            if checkpoint.is_checkpoint(path):
+            if path.name != BACKBONE and checkpoint.is_checkpoint(path):
                 found[checkpoint.load_card(path)["group"]] = path
         return found
 

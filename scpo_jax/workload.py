@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from scpo_jax import checkpoint, score, stages, tokens, train_groups, train_reward
+from scpo_jax import checkpoint, heads, score, scpo, stages, tokens, train_groups, train_reward, trainer
 from scpo_jax.data import batches, lengths, packing, preferences
 from scpo_jax.data.batches import Pairs
 from scpo_jax.errors import InputError
@@ -22,6 +22,7 @@ from scpo_jax.train_reward import Options, Training
 
 Shape = tuple[int, int]  # (R, T)
 GLOBAL = "train global"  # the training of the global RM
+HEADS = "train heads"  # that of one model with a head for each group
 
 
 class Material(NamedTuple):
@@ -116,7 +117,7 @@ def make_tokenizer(config, table):
 
 
 def with_equal_weights(rows: list[dict], texts: dict) -> Pairs:
-    return train_groups.pairs_of(rows, texts, np.ones(len(rows), np.float32))
+    return trainer.pairs_of(rows, texts, np.ones(len(rows), np.float32))
 
 
 def equal_or_none(rows: list[dict], texts: dict) -> Pairs | None:
@@ -166,12 +167,29 @@ def trainings_of(config, material: Material, mesh: Mesh) -> list[TrainingWork]:
     limit = config.train.groups_per_program
     at_once = len(material.trainings) if limit == -1 else limit
     chunks = [material.trainings[i : i + at_once] for i in range(0, len(material.trainings), at_once)]
+    alone = [name for name in (*config.scpo.methods, *config.controls) if name != scpo.HEADS]
+    if scpo.HEADS in config.scpo.methods:
+        found.append(plan_training(HEADS, material, [[heads_training(config, material)]], mesh, 1))
+        chunks = chunks if alone else []
     for size in dict.fromkeys(map(len, chunks)):
         same = [chunk for chunk in chunks if len(chunk) == size]
         name = f"train {size} group{'s' * (size > 1)}"
-        times = len(same) * (len(config.scpo.methods) + len(config.controls))
-        found.append(plan_training(name, material, same, mesh, times))
+        found.append(plan_training(name, material, same, mesh, len(same) * len(alone)))
     return found
+
+
+def heads_training(config, material: Material) -> Training:
+    """The training of one model with a head for each group."""
+    own = material.trainings
+    held_out = heads.together([training.held_out or with_equal_weights([], {}) for training in own])
+    options = heads.options_from(config, len(own))
+    return Training(HEADS, heads.together([t.pairs for t in own]), options, held_out if len(held_out.weights) else None)
+
+
+def with_heads(model: RewardModel, material: Material) -> RewardModel:
+    """The model with a head for each group."""
+    names = tuple(training.name for training in material.trainings)
+    return module.build(model.config, "config", model.lora, heads=names)
 
 
 def plan_training(name: str, material: Material, chunks: list[list[Training]], mesh: Mesh, times: int) -> TrainingWork:

@@ -73,7 +73,7 @@ def test_a_workdir_may_move_and_a_base_may_not_change(finished, chile, tmp_path,
     assert "holds adapters alone, and their base cannot be read" in line and str(there / "global") in line
     changed = jax.tree.map(lambda leaf: leaf + 1e-3, start.params)
     checkpoint.save(there / "global", start._replace(params=changed))
-    with pytest.raises(InputError, match="another model than the one that the adapters were trained on"):
+    with pytest.raises(InputError, match="another model than the one of that training"):
         checkpoint.load(there / "scpo/chile")
 
 

@@ -166,6 +166,16 @@ def test_adapters_and_not_their_base_have_groups(prism, here, uncompiled, tmp_pa
     assert validation == 100 + (3 + 1) * 2 * trained + frozen + 2 * 4
 
 
+def test_heads_are_one_training_of_all_groups(prism, here, uncompiled, tmp_path):
+    flags = ["--topology=v5e:2x2", "--config.scpo.methods=scpo,heads"]
+    assert scpo(*prism, *flags, f"--output={tmp_path / 'preflight.json'}") == 0
+    programs = json.loads((tmp_path / "preflight.json").read_text())["programs"]
+    steps = {name.rsplit(" ", 1)[0]: own for name, own in programs.items() if name.startswith("train")}
+    assert steps.keys() == {"train 2 groups", "train heads"}
+    wide = jax.tree.leaves(module.build(SMALL, heads=("Chile", "Mexico")).shapes)
+    assert steps["train heads"]["hbm_bytes"] == 100 + 4 * sum(leaf.size for leaf in wide) > 100 + 4 * parameters()
+
+
 def test_a_program_that_does_not_fit_is_named(prism, here, uncompiled, tmp_path, capsys):
     output = tmp_path / "preflight.json"
     here.capacity = 1000

@@ -62,7 +62,7 @@ def test_training_sets_of_the_methods():
     selected = scpo.select(chosen, rejected, 0.7, 1.1, 0.2)
     sets = {method: scpo.training_set(method, selected, np.random.default_rng(3)) for method in scpo.METHODS}
     filters = {
-        "scpo filter_only inverse_weight": [True, True, False, True, True],
+        "scpo heads filter_only inverse_weight": [True, True, False, True, True],
         "uncertain uncertain_weighted": [True, False, False, True, True],
         "trim trim_weighted": [True, False, True, True, True],
         "full weight_only": [True] * 5,
@@ -70,7 +70,7 @@ def test_training_sets_of_the_methods():
     for methods, mask in filters.items():
         for method in methods.split():
             np.testing.assert_array_equal(sets[method][0], mask, method)
-    for method in ("scpo", "weight_only", "uncertain_weighted", "trim_weighted"):
+    for method in ("scpo", "heads", "weight_only", "uncertain_weighted", "trim_weighted"):
         np.testing.assert_allclose(sets[method][1], [1, math.exp(-2.25 / 1.1), 1, 1, math.exp(-0.3 / 1.1)], rtol=1e-6)
     for method in ("full", "filter_only", "random_subset", "uncertain", "trim"):
         np.testing.assert_array_equal(sets[method][1], np.ones(5))

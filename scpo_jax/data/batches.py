@@ -16,13 +16,17 @@ NO_TEXT = Text(np.zeros(0, np.int32), np.zeros(0, np.int32), 0)
 
 
 class Pairs(NamedTuple):
-    """Encoded pairs: of N pairs the texts, weights `[N]` float32, margins `[N]` float32, and what they are called."""
+    """Encoded pairs: of N pairs the texts, weights `[N]` float32, margins `[N]` float32, and what they are called.
+
+    `columns` `[N]` int32 is the head of the model that each pair trains; None where a model gives one score.
+    """
 
     chosen: Sequence[Text]
     rejected: Sequence[Text]
     weights: np.ndarray
     margins: np.ndarray
     ids: Sequence[str] = ()
+    columns: np.ndarray | None = None
 
 
 class PairBatch(NamedTuple):
@@ -32,6 +36,7 @@ class PairBatch(NamedTuple):
     weights: np.ndarray  # [b]
     margins: np.ndarray  # [b]
     mask: np.ndarray  # [b], False for padding
+    columns: np.ndarray | None = None  # [b], as in `Pairs`
 
 
 class Plan(NamedTuple):
@@ -84,4 +89,16 @@ def batch_at(pairs: Sequence[Pairs], plan: Plan, step: int, group: int, share: i
     """The batch of a step for a group and a share; empty for a group that has ended or is inert."""
     indices, own = plan.pairs[step, group, share], pairs[min(group, len(pairs) - 1)]
     texts = [side[i] if i >= 0 else NO_TEXT for side in (own.chosen, own.rejected) for i in indices]
-    return PairBatch(packing.pack(texts, plan.shapes[step]), own.weights[indices], own.margins[indices], indices >= 0)
+    columns = None if own.columns is None else own.columns[indices]
+    packed = packing.pack(texts, plan.shapes[step])
+    return PairBatch(packed, own.weights[indices], own.margins[indices], indices >= 0, columns)
+
+
+def own_scores(scores, columns):
+    """The scores `[2B]` of B pairs' texts, the chosen ones first, by each pair's own head, from all heads' `[2B, C]`.
+
+    Without `columns` (`[B]`) they are what is given.
+    """
+    if columns is None:
+        return scores
+    return scores.reshape(2, len(columns), -1)[:, np.arange(len(columns)), columns].reshape(-1)

@@ -97,7 +97,7 @@ def parameters(model: module.RewardModel, tensors: dict, folder, fresh_head_key=
 
 
 def save(model: module.RewardModel, params: dict, folder) -> None:
-    """Write `config.json` and `model.safetensors` so that transformers loads them as a one-label classifier.
+    """Write `config.json` and `model.safetensors` for transformers: a classifier of one label, or of one a head.
 
     A language model is written as one, without its score head. Keys of the original config that mean nothing to us are
     kept. Arrays are fetched to the host.
@@ -113,8 +113,13 @@ def save(model: module.RewardModel, params: dict, folder) -> None:
 
 
 def saved_config(model: module.RewardModel) -> dict:
-    """The config to write: the model's own, in float32, as a classifier with one label or as a language model."""
-    labels = {"num_labels": 1, "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    """The config to write: the model's own, in float32, as a classifier of its heads, or as a language model."""
+    names = model.heads or ("LABEL_0",)
+    labels = {
+        "num_labels": len(names),
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
     left_out = ("dtype", "torch_dtype", *labels)
     config = {name: value for name, value in model.config.items() if name not in left_out}
     architecture = module.FAMILIES[model.family].HF_ARCHITECTURE

@@ -44,6 +44,13 @@ class Linear(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
+def widen(head: Linear, outputs: int) -> None:
+    """Gives a linear map `outputs` of them, all zero."""
+    head.kernel = nnx.Param(jnp.zeros((head.kernel.shape[0], outputs), jnp.float32))
+    if head.bias is not None:
+        head.bias = nnx.Param(jnp.zeros((outputs,), jnp.float32))
+
+
 class Norm(nnx.Module):
     """Layer norm over the last axis, computed in float32."""
 

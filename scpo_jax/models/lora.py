@@ -73,9 +73,13 @@ def init(shapes: dict, key) -> dict:
 
 def split(params: dict) -> tuple[dict, dict]:
     """(what is trained, what is frozen) of parameters, or of a tree like them; without adapters all are trained."""
+    adapted = any(path[-1] in LEAVES for path in traverse_util.flatten_dict(params))
+    return parts(params) if adapted else (params, {})
+
+
+def parts(params: dict) -> tuple[dict, dict]:
+    """(adapters, if there are any, and score head, the base) of parameters, or of a tree like them."""
     flat = traverse_util.flatten_dict(params)
-    if not any(path[-1] in LEAVES for path in flat):
-        return params, {}
     trained = {path: leaf for path, leaf in flat.items() if path[0] == HEAD or path[-1] in LEAVES}
     frozen = {path: leaf for path, leaf in flat.items() if path not in trained}
     return traverse_util.unflatten_dict(trained), traverse_util.unflatten_dict(frozen)

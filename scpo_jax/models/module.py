@@ -1,7 +1,7 @@
-"""A reward model: text in, one float32 score out. The one place where NNX modules meet plain dicts of parameters.
+"""A reward model: text in, one float32 score out, or one for each head. Where NNX modules meet plain dicts.
 
 Outside `models/` parameters are nested dicts of arrays and a model is a `RewardModel`, which holds none of them.
-Legend of dimensions: R rows, T tokens, S texts, D width, L layers.
+Legend of dimensions: R rows, T tokens, S texts, D width, L layers, C heads that score.
 """
 
 import dataclasses
@@ -49,16 +49,17 @@ class RewardModel:
     reads: str  # the token of a text at which its score is read: "first" (encoders) or "last" (causal models)
     lora: Lora | None = None  # of the adapters among the parameters
     language: bool = False  # it is a language model, with its head among the parameters unless that is tied
+    heads: tuple[str, ...] = ()  # the groups that a text gets a score for; (): it gets one score
 
     @property
     def structure(self) -> str:
         """Equal for models that can share compiled programs."""
-        return json.dumps([self.config, self.lora, self.language], sort_keys=True)
+        return json.dumps([self.config, self.lora, self.language, self.heads], sort_keys=True)
 
     def score(
         self, params, batch: TextBatch, key=None, dtype: str = "float32", remat: bool = False, gather=None
     ) -> jax.Array:
-        """Scores `[S]` float32. Dropout if and only if `key` is given.
+        """Scores `[S]` float32, `[S, C]` of a model with heads. Dropout if and only if `key` is given.
 
         `dtype` ("float32" or "bfloat16") is the type of the encoder's products; parameters, softmax, norms, pooler and
         score are float32 in any case. `remat` trades time for memory in the backward pass. `gather` makes parameters
@@ -75,7 +76,8 @@ class RewardModel:
         texts = self._encode(params, batch, encoder_key, dtype, options, self.places(batch))
         network = nnx.merge(self.graphdef, params)
         with jax.default_matmul_precision("float32"):
-            return network.score(network.pool(texts.astype(jnp.float32), head_key))[:, 0]
+            scores = network.score(network.pool(texts.astype(jnp.float32), head_key))
+        return scores if self.heads else scores[:, 0]
 
     def places(self, batch: TextBatch) -> layers.Read:
         """Where the score of each text is read: at its first token, or at the last one of its segment."""
@@ -103,11 +105,18 @@ def precision(dtype: str):
     return jax.default_matmul_precision("float32" if dtype == "float32" else "default")
 
 
-def build(config: dict, source: str = "config", adapters: Lora | None = None, language: bool = False) -> RewardModel:
-    """The model that a `config.json` describes, with adapters or as a language model if asked; allocates no memory.
+def build(
+    config: dict,
+    source: str = "config",
+    adapters: Lora | None = None,
+    language: bool = False,
+    heads: tuple[str, ...] = (),
+) -> RewardModel:
+    """The model of a `config.json`, with adapters, as a language model or with heads if asked; allocates no memory.
 
-    `source` names the config in errors. Raises InputError for an unknown family, a key of the wrong type, what the
-    family's module cannot compute, and targets of adapters that the model does not have.
+    How many labels the config has does not matter; `source` names it in errors. Raises InputError for an unknown
+    family, a key of the wrong type, what the family's module cannot compute, and targets of adapters that the model
+    does not have.
     """
     settings, family = read_settings(config, source), config["model_type"]
     own = FAMILIES[family]
@@ -119,11 +128,15 @@ def build(config: dict, source: str = "config", adapters: Lora | None = None, la
 
     def network() -> nnx.Module:
         plain = make_network(family, settings, nnx.Rngs(0), language)
+        if heads:
+            layers.widen(plain.score, len(heads))
         return lora.attach(plain, own.HF_NAMES, adapters, source) if adapters else plain
 
     graphdef, state = nnx.split(nnx.eval_shape(network))
     shapes, limit = nnx.to_pure_dict(state), own.max_positions(settings)
-    return RewardModel(family, config, graphdef, shapes, limit, settings.hidden_size, own.READS, adapters, language)
+    return RewardModel(
+        family, config, graphdef, shapes, limit, settings.hidden_size, own.READS, adapters, language, heads
+    )
 
 
 def make_network(family: str, settings, rngs: nnx.Rngs, language: bool) -> nnx.Module:
@@ -134,7 +147,7 @@ def make_network(family: str, settings, rngs: nnx.Rngs, language: bool) -> nnx.M
 
 def adapt(model: RewardModel, params: dict, adapters: Lora, key) -> tuple[RewardModel, dict]:
     """A model and its parameters with fresh adapters, which do not change its scores. Raises InputError."""
-    adapted = build(model.config, "config.train.lora", adapters, model.language)
+    adapted = build(model.config, "config.train.lora", adapters, model.language, model.heads)
     return adapted, lora.join(lora.init(adapted.shapes, key), params)
 
 
@@ -142,7 +155,7 @@ def merge(model: RewardModel, params: dict) -> tuple[RewardModel, dict]:
     """A model and its parameters with the adapters, if it has any, merged into the kernels."""
     if not model.lora:
         return model, params
-    return build(model.config, language=model.language), lora.merged(params, model.lora)
+    return build(model.config, language=model.language, heads=model.heads), lora.merged(params, model.lora)
 
 
 def abstract_params(model: RewardModel) -> dict:
