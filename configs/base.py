@@ -148,12 +148,39 @@ def train() -> ConfigDict:
 
 
 def policy() -> ConfigDict:
-    """The language model that is trained against a group's RM (PPO is not yet available; `scpo sft` is)."""
+    """The language model that is trained against a group's RM, after `scpo sft`; names are trl's where it has them."""
     config = ConfigDict()
-    config.algorithm = "ppo"  # ppo, rloo or grpo
-    config.steps = 0  # updates; 0 trains no policy
+    config.algorithm = "ppo"  # ppo (arXiv 1707.06347), rloo (2402.14740) or grpo (2402.03300)
+    config.steps = 0  # iterations, each of batch_size fresh responses; 0 trains no policy
+    config.groups = ()  # a policy for each of these groups; () for all that are steered
+    config.tag = False  # one policy for all of them: prompts begin with the group, its own RM judges the response
+    config.method = "scpo"  # whose RMs judge; global for the global RM
+    config.profile = ""  # judge by this blend of them instead, whatever the group: Chile=0.7,Mexico=0.3
+    config.prompts = ""  # a file with `prompt` (JSON lines, CSV, Parquet); "" for those of the group's train users
+    config.reference_samples = 256  # responses of the reference whose scores are normalised to mean 0 and deviation 1
+    config.batch_size = 64  # responses an iteration
+    config.num_generations = 4  # rloo, grpo: responses to a prompt, which are compared
+    config.num_mini_batches = 4  # parts of a batch that a gradient step each is made on
+    config.num_ppo_epochs = 4  # how often each is
+    config.learning_rate = 3e-6  # at the beginning, of Adam(0.9, 0.999, eps 1e-5); then a linear decay to 0
     config.kl_coef = 0.05  # weight of KL(policy || reference) against a unit of normalised score
+    config.kl_estimator = "k1"  # of the KL of a token: k1 = log pi / pi_ref, k3 = pi_ref / pi - 1 - log pi_ref / pi
+    config.kl_target = 0.0  # adapt kl_coef so that KL comes to this, nats per response (arXiv 1909.08593); 0 does not
+    config.kl_horizon = 10_000  # responses in which kl_coef adapts
     config.kl_budget = ml_collections.config_dict.placeholder(float)  # stop at this KL, nats per response
+    config.missing_eos_penalty = 1.0  # taken off the normalised score of a response that was cut off
+    config.cliprange = 0.2  # of the ratio pi / pi_old around 1
+    config.cliprange_value = 0.2  # ppo: of a value around that before the update
+    config.vf_coef = 0.1  # ppo: weight of the value loss
+    config.gamma = 1.0  # ppo: discount of a token
+    config.gae_lambda = 0.95  # ppo: of generalised advantage estimation (arXiv 1506.02438)
+    config.value = "own"  # ppo: values come from a backbone of their own, or from a head on the policy's
+    config.value_warmup_steps = 0  # ppo: first iterations in which the values alone are learnt
+    config.lora = ConfigDict()  # low-rank adapters of policy and value model; the reference is the model without them
+    config.lora.rank = 0  # 0: no adapters, all parameters are trained
+    config.lora.alpha = 16.0  # what the adapters say counts alpha / rank
+    config.lora.targets = ("all-linear",)  # linear maps by their PEFT names, or all but the heads
+    config.remat = False  # compute layers again in the backward pass: less memory, about a third more time
     config.name_or_path = ""  # causal language model: hub id, Hugging Face folder or our checkpoint; "" is from scratch
     config.revision = ""  # of the hub model; "" for the newest
     config.max_prompt = 256  # tokens of a prompt; a longer one loses its first
@@ -170,7 +197,7 @@ def policy() -> ConfigDict:
     config.sft = ConfigDict()  # scpo sft: next-token loss on the responses of training pairs
     config.sft.groups = ()  # of these groups; () for all
     config.sft.responses = "chosen"  # chosen, rejected or both
-    config.sft.max_steps = 1000  # steps of the training
+    config.sft.max_steps = 1000  # steps of the training; 0: PPO starts from name_or_path as it is
     config.sft.batch_size = 32  # responses a step
     config.sft.learning_rate = 1e-3  # peak rate of AdamW(0.9, 0.999, eps 1e-8), then a linear decay to 0
     config.sft.warmup_steps = 20  # linear rise of the rate

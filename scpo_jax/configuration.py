@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from absl import flags
 from ml_collections import ConfigDict
 
-from scpo_jax import __version__, controls, guards, optimizer, scpo
+from scpo_jax import controls, guards, optimizer, scpo
 from scpo_jax.configs import base
 from scpo_jax.data import encoding
 from scpo_jax.data.fields import listing, one_line
@@ -25,20 +25,30 @@ CHOICES = {
     "train.schedule": optimizer.SCHEDULES,
     "train.batch_order": ("shuffled", "reference"),
     "policy.dtype": ("float32", "bfloat16"),
+    "policy.algorithm": ("ppo", "rloo", "grpo"),
+    "policy.kl_estimator": ("k1", "k3"),
+    "policy.value": ("own", "head"),
     "policy.sft.responses": ("chosen", "rejected", "both"),
 }
-SHARES = ("data.max_dropped", "data.test_size", "train.validation_size", "scpo.tau", "scpo.tau_test", "scpo.trim")
+SHARES = (
+    "data.max_dropped", "data.test_size", "train.validation_size", "scpo.tau", "scpo.tau_test", "scpo.trim",
+    "policy.gamma", "policy.gae_lambda",
+)  # fmt: skip
 AT_LEAST = {
     0: (
         "data.min_users", "train.learning_rate", "global_rm.learning_rate", "train.warmup_steps", "train.eval_every",
         "train.weight_decay", "train.max_grad_norm", "train.center_rewards_coefficient", "checkpoint.every_steps",
-        "train.lora.rank", "policy.sft.learning_rate", "policy.sft.warmup_steps",
+        "train.lora.rank", "policy.sft.learning_rate", "policy.sft.warmup_steps", "policy.sft.max_steps",
+        "policy.steps", "policy.learning_rate", "policy.kl_coef", "policy.kl_target", "policy.missing_eos_penalty",
+        "policy.cliprange", "policy.cliprange_value", "policy.vf_coef", "policy.value_warmup_steps", "policy.lora.rank",
     ),
     1: (
         "train.batch_size", "train.max_steps", "global_rm.batch_size", "global_rm.max_steps", "checkpoint.keep",
         "data.simulated.users_per_group", "distributed.heartbeat_seconds", "train.max_skipped", "policy.max_prompt",
-        "policy.new_tokens", "policy.sft.max_steps", "policy.sft.batch_size",
+        "policy.new_tokens", "policy.sft.batch_size", "policy.batch_size", "policy.num_mini_batches",
+        "policy.num_ppo_epochs", "policy.kl_horizon",
     ),
+    2: ("policy.num_generations", "policy.reference_samples"),
     8: ("model.max_length",),
 }  # fmt: skip
 PER_GROUP = ("tau", "beta", "learning_rate", "max_steps")
@@ -140,7 +150,8 @@ def check(config: ConfigDict) -> None:
             if values[key] < least:
                 raise InputError(f"config.{key}={values[key]}: it has to be at least {least}")
     check_quantiles(config.data.length_quantiles)
-    check_lora(config.train.lora)
+    check_lora(config.train.lora, "config.train.lora")
+    check_lora(config.policy.lora, "config.policy.lora")
     if not config.scpo.beta > 0:
         raise InputError(f"config.scpo.beta={config.scpo.beta}: it has to be above 0")
     if config.train.groups_per_program < 1 and config.train.groups_per_program != -1:
@@ -154,7 +165,7 @@ def check(config: ConfigDict) -> None:
             raise InputError(f"config.allow names {name!r}; guards are {listing(guards.NAMES)}")
     for entry in config.per_group:
         check_per_group(entry)
-    check_not_yet(config)
+    check_policy(config.policy)
     if not config.model.name_or_path and not config.global_rm.train:
         raise InputError(
             "config.model.name_or_path is empty and config.global_rm.train is False: name a reward model or train one"
@@ -171,14 +182,33 @@ def check_quantiles(quantiles: tuple) -> None:
         )
 
 
-def check_lora(lora: ConfigDict) -> None:
+def check_lora(lora: ConfigDict, key: str) -> None:
     """Refuses adapters that cannot be; whether the model has their targets is known when it is read."""
     if not lora.alpha > 0:
-        raise InputError(f"config.train.lora.alpha={lora.alpha}: it has to be above 0")
-    if not 0 <= lora.dropout < 1:
-        raise InputError(f"config.train.lora.dropout={lora.dropout}: it has to be at least 0 and below 1")
+        raise InputError(f"{key}.alpha={lora.alpha}: it has to be above 0")
+    if "dropout" in lora and not 0 <= lora.dropout < 1:
+        raise InputError(f"{key}.dropout={lora.dropout}: it has to be at least 0 and below 1")
     if not all(isinstance(target, str) for target in lora.targets):
-        raise InputError(f"config.train.lora.targets={tuple(lora.targets)}: they are names, like q_proj,v_proj")
+        raise InputError(f"{key}.targets={tuple(lora.targets)}: they are names, like q_proj,v_proj")
+
+
+def check_policy(policy: ConfigDict) -> None:
+    """Refuses a policy that cannot be trained."""
+    if not policy.steps:
+        return
+    if not policy.name_or_path and not policy.sft.max_steps:
+        raise InputError(
+            "config.policy.sft.max_steps=0 and no config.policy.name_or_path: there is nothing to start from"
+        )
+    if policy.kl_budget is not None and not policy.kl_budget > 0:
+        raise InputError(f"config.policy.kl_budget={policy.kl_budget}: it has to be above 0")
+    sizes = {"num_mini_batches": policy.num_mini_batches}
+    sizes |= {} if policy.algorithm == "ppo" else {"num_generations": policy.num_generations}
+    for name, size in sizes.items():
+        if policy.batch_size % size:
+            raise InputError(
+                f"config.policy.batch_size={policy.batch_size}: not a multiple of config.policy.{name}={size}"
+            )
 
 
 def check_controls(config: ConfigDict) -> None:
@@ -201,13 +231,3 @@ def check_per_group(entry) -> None:
         raise InputError(
             f"config.per_group holds {entry!r}: the value has to be a number above 0, that of max_steps a whole one"
         )
-
-
-def check_not_yet(config: ConfigDict) -> None:
-    """Refuses what the config has a key for but this version does not do, rather than ignore it."""
-    later = {
-        "policy.steps": config.policy.steps > 0,
-    }
-    for key, asked in later.items():
-        if asked:
-            raise InputError(f"config.{key} is not available in version {__version__}: leave it at its default")

@@ -72,13 +72,14 @@ def _define_sft(values: flags.FlagValues) -> None:
 
 
 def _sft(values: flags.FlagValues, command: str) -> None:
-    from scpo_jax import configuration, sft
+    from scpo_jax import configuration, pipeline, sft
     from scpo_jax.workdir import Workdir
 
     _require(values, "config", "workdir")
-    config = configuration.load(values.config, values)
+    config, workdir = configuration.load(values.config, values), Workdir(values.workdir)
     _meet(values, config.distributed.heartbeat_seconds)
-    sft.run(config, Workdir(values.workdir), command)
+    pipeline.run(config, workdir, only=("prepare",), command=command)
+    sft.run(config, workdir)
 
 
 def _define_model(values: flags.FlagValues) -> None:

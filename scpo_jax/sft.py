@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax
 from etils import epath
 
-from scpo_jax import checkpoint, configuration, distributed, logs, pipeline, sharding, train_language
+from scpo_jax import checkpoint, configuration, distributed, logs, sharding, train_language
 from scpo_jax.checkpoint import Loaded, TrainingState
 from scpo_jax.data import completions, language_vocabulary, preferences
 from scpo_jax.data.encoding import Text
@@ -20,12 +20,13 @@ from scpo_jax.train_reward import derived_seed
 from scpo_jax.workdir import Workdir, digest
 
 
-def run(config, workdir: Workdir, command: str = "") -> None:
+def run(config, workdir: Workdir) -> None:
     """Trains the language model that `config.policy` names, or one from scratch, and writes its checkpoint.
 
-    Runs stage prepare first, for the pairs; goes on where it was interrupted. Raises InputError.
+    Reads the pairs of stage prepare; goes on where it was interrupted. Raises InputError.
     """
-    pipeline.run(config, workdir, only=("prepare",), command=command)
+    if not config.policy.sft.max_steps:
+        raise InputError("config.policy.sft.max_steps=0: there is nothing to train")
     fingerprint = digest([own_keys(config), workdir.fingerprint("prepare")])
     card = distributed.on_writer("the checkpoint of sft", lambda: checkpoint.load_card(workdir.sft))
     if card.get("fingerprint") == fingerprint:

@@ -55,6 +55,7 @@ class Workdir:
         self.checkpoints = self.root / "checkpoints"
         self.global_checkpoint = self.checkpoints / "global"
         self.sft = self.checkpoints / "sft"
+        self.policies = self.checkpoints / "policy"
         self.training = self.checkpoints / "training"
         self.reports = self.root / "reports"
         self.guards = self.reports / "guards.json"
@@ -129,7 +130,7 @@ class Workdir:
         """Methods that have checkpoints, without the global model."""
         if not self.checkpoints.exists():
             return []
-        others = ("global", "sft", "training")
+        others = ("global", "sft", "policy", "training")
         return sorted(path.name for path in self.checkpoints.iterdir() if path.name not in others)
 
     def groups(self, method: str) -> dict[str, epath.Path]:
