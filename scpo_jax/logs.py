@@ -57,13 +57,13 @@ class MetricsLog:
         self._path = workdir / "metrics.jsonl"
         self._events = workdir / "tensorboard"
 
-    def open(self, name: str, flush_every: int = 0) -> "TrainingLog":
+    def open(self, name: str, flush_every: int = 0, every: int = 10) -> "TrainingLog":
         """The log of training `name`, a context manager."""
-        return TrainingLog(self._path, self._events / name, name, flush_every)
+        return TrainingLog(self._path, self._events / name, name, flush_every, every)
 
 
 class TrainingLog:
-    """Logs one training: its first step, every tenth and each validation.
+    """Logs one training: its first step, every tenth (of `every`) and each validation.
 
     On disk once a minute and, if `flush_every`, at each multiple of it, so that what a saved training state has behind
     it is there. Rows of an earlier attempt from the first logged step on are dropped: this one writes them again.

@@ -13,7 +13,18 @@ from typing import NamedTuple
 
 import jax
 
-from scpo_jax import __version__, configuration, distributed, evaluate, logs, report, sharding, stages, train_groups
+from scpo_jax import (
+    __version__,
+    configuration,
+    distributed,
+    evaluate,
+    logs,
+    policy_stage,
+    report,
+    sharding,
+    stages,
+    train_groups,
+)  # fmt: skip
 from scpo_jax.errors import InputError
 from scpo_jax.workdir import Workdir, digest, finished
 
@@ -31,7 +42,11 @@ OF_BOTH_TRAININGS = tuple(
     f"train.{name}"
     for name in ("warmup_steps", "schedule", "weight_decay", "max_grad_norm", "center_rewards_coefficient")
 )
-OF_NO_STAGE = ("data.length_quantiles", "train.max_skipped")  # of preflight alone; and what changes no result
+OF_NO_STAGE = (
+    "data.length_quantiles",
+    "train.max_skipped",
+    "policy.remat",
+)  # of preflight alone; and what changes no result
 STAGES = {
     "prepare": Stage(stages.prepare, (), ("data.", "seed", "model.name_or_path", "model.revision", "model.max_length",
                                           "model.encoding", "model.scratch.vocab_size", "model.scratch.family",
@@ -44,8 +59,19 @@ STAGES = {
     "train": Stage(train_groups.train, ("select", "global"), ("seed", "train.", "scpo.methods", "controls",
                                                              "per_group"), everywhere=True),
     "evaluate": Stage(evaluate.evaluate, ("train", "score"), (), everywhere=True),
-    "report": Stage(report.write, ("evaluate",), ()),
+    "policy": Stage(policy_stage.run, ("prepare", "global", "train"), ("seed", "policy.", "train.max_grad_norm",
+                                                                       "model.dtype"), everywhere=True),
+    "report": Stage(report.write, ("evaluate", "policy"), ()),
 }  # fmt: skip
+
+
+def stages_of(config) -> dict[str, Stage]:
+    """The stages of a run: only with config.policy.steps is there a policy."""
+    wanted = {name: stage for name, stage in STAGES.items() if name != "policy" or config.policy.steps}
+    return {
+        name: stage._replace(needs=tuple(needed for needed in stage.needs if needed in wanted))
+        for name, stage in wanted.items()
+    }
 
 
 def run(config, workdir: Workdir, *, only: Sequence[str] = (), force: bool = False, command: str = "") -> None:
@@ -59,15 +85,19 @@ def run(config, workdir: Workdir, *, only: Sequence[str] = (), force: bool = Fal
     for name in only:
         if name not in STAGES:
             raise InputError(f"--stages names {name!r}; stages are {', '.join(STAGES)}")
+        if name not in stages_of(config):
+            raise InputError(f"--stages names {name!r}, and config.policy.steps=0: there is none to train")
     check_together(config, workdir, [*only, force])
     record, wanted = distributed.on_writer("run.json", lambda: known(config, workdir, force))
     record |= {"command": command, "config": configuration.flatten(config), "environment": environment()}
     done = []
-    for name in [stage for stage in STAGES if not only or stage in only]:
+    for name, stage in stages_of(config).items():
+        if only and name not in only:
+            continue
         if finished(record, name):
             done.append(name)
             continue
-        for needed in STAGES[name].needs:
+        for needed in stage.needs:
             if not finished(record, needed):
                 raise InputError(
                     f"stage {name} reads what stage {needed} writes, which has not run: add it to --stages"
@@ -147,7 +177,7 @@ def own_keys(config, name: str) -> dict:
 def fingerprints(config, record: dict) -> dict[str, str]:
     """The name of what each stage computes: its part of the config, its input files and the stages it reads."""
     wanted = {}
-    for name, stage in STAGES.items():
+    for name, stage in stages_of(config).items():
         inputs = {needed: wanted[needed] for needed in stage.needs}
         if name == "prepare":
             inputs["files"] = input_files(config) or record["stages"].get("prepare", {"inputs": {}})["inputs"]
@@ -182,7 +212,7 @@ def file_digest(path: pathlib.Path) -> str:
 def check_same_config(config, record: dict, wanted: dict[str, str], workdir: Workdir, force: bool) -> None:
     """Refuses a workdir whose stages ran under another config; with `force` forgets those stages instead."""
     check_known_groups(config, record, workdir)
-    stale = [name for name, stage in record["stages"].items() if stage["fingerprint"] != wanted[name]]
+    stale = [name for name, stage in record["stages"].items() if stage["fingerprint"] != wanted.get(name)]
     if stale and not force:
         changes = "; ".join(differences(config, record, stale)) or "the stages that they read"
         raise InputError(

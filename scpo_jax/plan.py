@@ -31,13 +31,15 @@ def show(config, workdir: Workdir, force: bool) -> None:
         rows = pairs.to_pylist()
         steered = stages.steered_groups(config, pairs)
         length, seconds = estimate(config, rows, steered, pathlib.Path(scratch.tokenizer))
-    done = {name for name in pipeline.STAGES if finished(record, name)}
+    done = {name for name in pipeline.stages_of(config) if finished(record, name)}
     counts = [
         [group, *(sum(row["group"] == group and row["split"] == split for row in rows) for split in ("train", "test"))]
         for group in dict.fromkeys([*steered, *stages.majority_groups(config)])
     ]
     print(table(["group", "train pairs", "test pairs"], counts))
-    lines = [[name, "done" if name in done else "to do", about(seconds.get(name, 0))] for name in pipeline.STAGES]
+    lines = [
+        [name, "done" if name in done else "to do", about(seconds.get(name, 0))] for name in pipeline.stages_of(config)
+    ]
     print(f"\n{table(['stage', 'state', 'time (estimate)'], lines)}")
     names = [*config.scpo.methods, *config.controls]
     runs = len(names) * len(steered)

@@ -54,7 +54,7 @@ def prompts_of(rows: Sequence[dict], group: str, split: str) -> list[Prompt]:
 
 
 def prompts_of_file(path: str) -> list[Prompt]:
-    """The distinct prompts of a file: JSON lines, CSV or Parquet with `prompt` (text or messages). Raises InputError."""
+    """The distinct prompts of a file (JSON lines, CSV, Parquet) with `prompt`: text or messages. Raises InputError."""
     found = {}
     for where, row in read_rows(path):
         if isinstance(row, InputError):
