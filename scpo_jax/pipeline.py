@@ -59,19 +59,15 @@ STAGES = {
     "train": Stage(train_groups.train, ("select", "global"), ("seed", "train.", "scpo.methods", "controls",
                                                              "per_group"), everywhere=True),
     "evaluate": Stage(evaluate.evaluate, ("train", "score"), (), everywhere=True),
+    "report": Stage(report.write, ("evaluate",), ()),
     "policy": Stage(policy_stage.run, ("prepare", "global", "train"), ("seed", "policy.", "train.max_grad_norm",
                                                                        "model.dtype"), everywhere=True),
-    "report": Stage(report.write, ("evaluate", "policy"), ()),
 }  # fmt: skip
 
 
 def stages_of(config) -> dict[str, Stage]:
     """The stages of a run: only with config.policy.steps is there a policy."""
-    wanted = {name: stage for name, stage in STAGES.items() if name != "policy" or config.policy.steps}
-    return {
-        name: stage._replace(needs=tuple(needed for needed in stage.needs if needed in wanted))
-        for name, stage in wanted.items()
-    }
+    return {name: stage for name, stage in STAGES.items() if name != "policy" or config.policy.steps}
 
 
 def run(config, workdir: Workdir, *, only: Sequence[str] = (), force: bool = False, command: str = "") -> None:
@@ -212,7 +208,8 @@ def file_digest(path: pathlib.Path) -> str:
 def check_same_config(config, record: dict, wanted: dict[str, str], workdir: Workdir, force: bool) -> None:
     """Refuses a workdir whose stages ran under another config; with `force` forgets those stages instead."""
     check_known_groups(config, record, workdir)
-    stale = [name for name, stage in record["stages"].items() if stage["fingerprint"] != wanted.get(name)]
+    known = [name for name in record["stages"] if name in wanted]
+    stale = [name for name in known if record["stages"][name]["fingerprint"] != wanted[name]]
     if stale and not force:
         changes = "; ".join(differences(config, record, stale)) or "the stages that they read"
         raise InputError(

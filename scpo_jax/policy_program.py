@@ -180,7 +180,7 @@ def make_program(
     def update(trained, opt_state, frozen, batch: Experience, rate, learn_policy):
         (loss, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(trained, frozen, batch)
         gradients["policy"] = jax.tree.map(lambda leaf: jnp.where(learn_policy, leaf, 0), gradients["policy"])
-        norm = optax.global_norm(gradients)
+        norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)))
         clipped = optimizer.clip(gradients, norm, options.max_grad_norm)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         new, state = {}, {}

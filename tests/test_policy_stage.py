@@ -1,0 +1,73 @@
+"""Stage policy: a tiny language model trained against the RMs of a tiny run, its checkpoint, and what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+
+from scpo_jax import checkpoint, policy, sharding
+from scpo_jax.models import hf
+from tests import run_helpers, test_sft
+
+pytestmark = pytest.mark.filterwarnings("error:::(jax|flax|scpo_jax|tests).*")
+KEYS = test_sft.POLICY | {
+    "steps": 2, "batch_size": 8, "num_mini_batches": 2, "num_ppo_epochs": 1, "reference_samples": 8, "sft.max_steps": 2,
+    "learning_rate": 1e-3,
+}  # fmt: skip
+
+
+def flags(**own) -> list[str]:
+    """The flags of a run with a policy."""
+    return [f"--config.policy.{key.replace('__', '.')}={value}" for key, value in (KEYS | own).items()]
+
+
+def test_one_policy_for_several_groups_with_adapters(copy, capsys):
+    """Prompts begin with the group; the export is a language model; a second run finds all done."""
+    groups = ",".join(f'"{group}"' for group in run_helpers.GROUPS[:2])
+    own = flags(groups=groups, tag=True, lora__rank=2, value="head")
+    assert copy.run(*own) == 0
+    assert list(copy.record()["stages"]) == [*run_helpers.STAGES, "policy"]
+    folder, output = copy.workdir / "checkpoints/policy/all", copy.folder / "hf"
+    card = checkpoint.load_card(folder)
+    assert card["method"] == "policy" and card["groups"] == list(run_helpers.GROUPS[:2]) and card["steps"] == 2
+    assert set(card["scales"]) == set(card["groups"]) and all(scale["std"] > 0 for scale in card["scales"].values())
+    rows = [row for row in run_helpers.read_rows(copy.workdir / "metrics.jsonl") if row["training"] == "policy/all"]
+    assert [row["step"] for row in rows] == [1, 2] and rows[0]["objective/kl"] == pytest.approx(0, abs=1e-5)
+    assert run_helpers.scpo("export", f"--checkpoint={folder}", f"--output={output}") == 0
+    trained, exported = policy.load(folder), hf.load_language_model(output)[1]
+    np.testing.assert_array_equal(
+        trained.params["layers"]["attention"]["query"]["kernel"], exported["layers"]["attention"]["query"]["kernel"]
+    )
+    reference = checkpoint.load_language_model(copy.workdir / "checkpoints/sft")
+    mesh = sharding.make_mesh(1, 1, 1)
+    writer = policy.Writer(reference, mesh, max_prompt=16, new_tokens=16, rows=4, dtype="float32")
+    samples = writer.sample(trained.params, ["[World] question 1"] * 4, 0)
+    assert 0 < np.abs(samples.kl).max() < 2
+    capsys.readouterr()
+    assert copy.run(*own) == 0
+    assert "policy" in capsys.readouterr().err.splitlines()[-1] and json.loads((output / "scpo.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "own, said",
+    [
+        ({"algorithm": "dpo"}, "config.policy.algorithm='dpo': it is one of"),
+        ({"groups": "Atlantis"}, "config.policy.groups: there is no group"),
+        ({"batch_size": 6, "num_mini_batches": 4}, "config.policy.batch_size=6: not a multiple of"),
+        ({"sft__max_steps": 0}, "there is nothing to start from"),
+        ({"kl_budget": 0.0}, "config.policy.kl_budget=0.0"),
+        ({"profile": "Atlantis=1"}, "there is no group"),
+        ({"method": "trim"}, "has no method 'trim'"),
+        ({"prompts": "/nowhere.jsonl"}, "/nowhere.jsonl does not exist"),
+    ],
+)
+def test_mistakes_are_one_line(copy, capsys, own, said):
+    assert copy.run("--stages=policy", *flags(**own)) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("scpo: error: ") and said in error
+
+
+def test_without_steps_there_is_no_such_stage(copy, capsys):
+    assert "there is none to train" in run_helpers.refusal(
+        capsys, "run", f"--config={copy.config}", f"--workdir={copy.workdir}", "--stages=policy"
+    )
