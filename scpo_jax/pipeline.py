@@ -151,8 +151,8 @@ def run_stage(config, workdir: Workdir, record: dict, name: str, fingerprint: st
 def begin(config, workdir: Workdir, record: dict, name: str, stage: dict) -> dict:
     """Records that a stage runs; returns the record of before."""
     before = workdir.record()
-    if name == "prepare":
-        stage["inputs"] = input_files(config)
+    if name in INPUTS:
+        stage["inputs"] = input_files(config, name)
     record["stages"][name] = stage
     if before["stages"]:  # what ran before must not pass for whole if this is killed
         workdir.write_record(record)
@@ -170,13 +170,16 @@ def own_keys(config, name: str) -> dict:
     }
 
 
+INPUTS = {"prepare": ("data.path", "model.name_or_path"), "policy": ("policy.prompts", "policy.name_or_path")}
+
+
 def fingerprints(config, record: dict) -> dict[str, str]:
     """The name of what each stage computes: its part of the config, its input files and the stages it reads."""
     wanted = {}
     for name, stage in stages_of(config).items():
         inputs = {needed: wanted[needed] for needed in stage.needs}
-        if name == "prepare":
-            inputs["files"] = input_files(config) or record["stages"].get("prepare", {"inputs": {}})["inputs"]
+        if name in INPUTS:
+            inputs["files"] = input_files(config, name) or record["stages"].get(name, {"inputs": {}})["inputs"]
         wanted[name] = digest([own_keys(config, name), inputs])
     return wanted
 
@@ -184,10 +187,10 @@ def fingerprints(config, record: dict) -> dict[str, str]:
 HASHED_BYTES = 1 << 20  # of each end of a file; enough to tell model files apart without reading gigabytes
 
 
-def input_files(config) -> dict[str, str]:
-    """Local file -> digest of its content, for the data and the model; hub ids are pinned by their revision."""
-    files = {}
-    for name in (config.data.path, config.model.name_or_path):
+def input_files(config, stage: str) -> dict[str, str]:
+    """Local file -> digest of its content, of a stage's data and model; hub ids are pinned by their revision."""
+    files, values = {}, configuration.flatten(config)
+    for name in (values[key] for key in INPUTS[stage]):
         path = pathlib.Path(name).expanduser()
         if name and path.exists():
             for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
@@ -238,8 +241,8 @@ def differences(config, record: dict, stale: Sequence[str]) -> list[str]:
     for name in stale:
         stage = record["stages"][name]
         old, new = stage["config"], own_keys(config, name)
-        if name == "prepare":
-            old, new = old | stage["inputs"], new | (input_files(config) or stage["inputs"])
+        if name in INPUTS:
+            old, new = old | stage["inputs"], new | (input_files(config, name) or stage["inputs"])
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
                 found[key] = f"{key}: {shown(old, key)} -> {shown(new, key)}"

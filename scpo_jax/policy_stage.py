@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+import pyarrow as pa
 from etils import epath
 
 from scpo_jax import (
@@ -18,6 +19,7 @@ from scpo_jax import (
     policy_prompts,
     sft,
     sharding,
+    stages,
     train_policy,
 )  # fmt: skip
 from scpo_jax.checkpoint import Loaded, TrainingState
@@ -37,14 +39,18 @@ EVERYBODY = "all"  # folder of the one policy of all groups (config.policy.tag)
 
 def run(config, workdir: Workdir) -> None:
     """Trains the policies of a run and writes their checkpoints; resumes what was interrupted. Raises InputError."""
+    table = preferences.read_table(workdir.pairs)
+    opened = open_judge(config, workdir)
+    folders, rows = folders_of(config, workdir, groups_of(config, table, opened)), table.to_pylist()
+    tasks = {
+        folder: [t for g in own for t in policy_prompts.training_tasks(config, rows, g)]
+        for folder, own in folders.items()
+    }
     if config.policy.sft.max_steps:
         sft.run(config, workdir)
-    rows = preferences.read_table(workdir.pairs).to_pylist()
-    opened = open_judge(config, workdir)
-    folders = folders_of(config, workdir, groups_of(config, rows, opened))
-    trainer = Trainer(config, workdir, opened, rows)
+    trainer = Trainer(config, workdir, opened)
     for folder, groups in folders.items():
-        trainer.produce(folder, groups)
+        trainer.produce(folder, groups, tasks[folder])
     if distributed.is_writer() and workdir.policies.exists():
         for path in workdir.policies.iterdir():
             if path not in folders:  # of groups that the config no longer names
@@ -57,17 +63,17 @@ def open_judge(config, workdir: Workdir) -> Judge:
     return judge.open_judge(str(workdir.root), **how)
 
 
-def groups_of(config, rows: Sequence[dict], opened: Judge) -> list[str]:
-    """The groups that get a policy; InputError for one that has no reward model."""
+def groups_of(config, table: pa.Table, opened: Judge) -> list[str]:
+    """The groups that get a policy: the named ones, else all that are steered. Raises InputError."""
     named = preferences.group_names(config.policy.groups)
-    preferences.check_groups(dict.fromkeys(named, "config.policy.groups"), [row["group"] for row in rows])
-    has_none = [] if judges_all(config) else [group for group in named if group not in opened.groups]
-    if has_none:
-        raise InputError(f"config.policy.groups: {has_none[0]} has no RM of {config.policy.method}, which train made")
-    present = dict.fromkeys(row["group"] for row in rows if row["split"] == "train")
-    steered = [*preferences.group_names(config.data.groups)] or list(present)
-    own = [group for group in steered if group in (present if judges_all(config) else opened.groups)]
-    return list(named) or own
+    preferences.check_groups(dict.fromkeys(named, "config.policy.groups"), table["group"].to_pylist())
+    wanted = named or stages.steered_groups(config, table)
+    without = [] if judges_all(config) else [group for group in wanted if group not in opened.groups]
+    if named and without:
+        raise InputError(f"config.policy.groups: {without[0]} has no RM of {config.policy.method}")
+    for group in without:
+        logs.say(f"policy: {group} has no RM of {config.policy.method}, skipped")
+    return [group for group in wanted if group not in without]
 
 
 def judges_all(config) -> bool:
@@ -94,8 +100,8 @@ def options_from(config, name: str) -> Options:
 class Trainer:
     """Trains policies from one reference, in programs that they share."""
 
-    def __init__(self, config, workdir: Workdir, opened: Judge, rows: Sequence[dict]):
-        self._config, self._workdir, self._judge, self._rows = config, workdir, opened, rows
+    def __init__(self, config, workdir: Workdir, opened: Judge):
+        self._config, self._workdir, self._judge = config, workdir, opened
         self._reference = policy.load_reference(config, workdir)
         self._start = adapted(config, self._reference)
         self._mesh = sharding.make_mesh(config.mesh.group, config.mesh.data, config.mesh.model)
@@ -106,14 +112,13 @@ class Trainer:
             self._start.model, self._mesh, options_from(config, ""), self._sampling, axes
         )
 
-    def produce(self, folder: epath.Path, groups: tuple[str, ...]) -> None:
+    def produce(self, folder: epath.Path, groups: tuple[str, ...], tasks: Sequence[Task]) -> None:
         """Trains the policy of some groups, or goes on with it, and writes its checkpoint."""
         fingerprint = digest([self._workdir.fingerprint("policy"), groups])
         card = distributed.on_writer("the checkpoint of a policy", lambda: checkpoint.load_card(folder))
         if card.get("fingerprint") == fingerprint:
             return
         options, name = options_from(self._config, folder.name), f"policy/{folder.name}"
-        tasks = [t for group in groups for t in policy_prompts.training_tasks(self._config, self._rows, group)]
         rewards = self._prepared(tasks, options)
         state = self._workdir.training / f"policy-{fingerprint[:12]}"
         trained = self._train(tasks, rewards, options, name, state)

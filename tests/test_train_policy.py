@@ -71,7 +71,7 @@ def test_a_budget_ends_it_with_the_last_policy_within():
     batch = train_policy.sample(program, own, helpers.asked(), drawn, helpers.Words(), options, 99)
     read = train_policy.finish_reading(train_policy.start_reading(program, own, batch, options))
     kl = (read.logprobs - read.ref_logprobs).sum(1)
-    assert kl.mean() == pytest.approx(trained.kl, abs=4 * kl.std() / 32**0.5)
+    assert kl.mean() == pytest.approx(trained.kl, abs=float(4 * kl.std() / 32**0.5))
     one_more = dataclasses.replace(OPTIONS, kl_budget=99.0, steps=2)
     found, trained = helpers.train(one_more, made())
     assert len(found) == trained.steps == 2 and trained.kl > found[-1]["objective/kl"]
