@@ -123,6 +123,7 @@ class Program(NamedTuple):
     judge: Callable  # (Read, lengths, ended, scores, kl_coef) -> (advantages, returns, metrics)
     update: Callable  # (trained, opt_state, frozen, Experience, rate, learn_policy) -> (trained, opt_state, metrics)
     init: Callable  # trained -> opt_state
+    state_specs: dict  # of the optimizer state
     specs: Parameters  # PartitionSpecs
     narrow: Parameters  # shapes and types; what is not trained is as narrow as its products
     keep: Callable  # trained -> a copy of trained["policy"]
@@ -202,6 +203,7 @@ def make_program(
             in_shardings=(places.trained, opt_places, places.frozen, rows, whole, whole),
         ),
         init=jax.jit(init, out_shardings=opt_places),
+        state_specs=opt_specs,
         specs=specs,
         narrow=narrow,
         keep=jax.jit(lambda trained: jax.tree.map(jnp.copy, trained["policy"]), out_shardings=places.trained["policy"]),

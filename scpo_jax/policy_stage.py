@@ -181,12 +181,17 @@ class Trainer:
         return self._start._replace(params=params, card={"method": "policy", **own})
 
 
+def adapters_of(config) -> Lora | None:
+    """The adapters that the config asks for; None where all parameters are trained."""
+    settings = config.policy.lora
+    return Lora(settings.rank, float(settings.alpha), tuple(settings.targets)) if settings.rank else None
+
+
 def adapted(config, reference: Loaded) -> Loaded:
     """What training starts from: the reference, with fresh adapters if the config asks for them. Raises InputError."""
-    settings = config.policy.lora
-    if not settings.rank:
+    adapters = adapters_of(config)
+    if adapters is None:
         return reference
-    adapters = Lora(settings.rank, float(settings.alpha), tuple(settings.targets))
     key = jax.random.key(derived_seed(config.seed, "policy/lora"))
     model, params = module.adapt(reference.model, jax.device_get(reference.params), adapters, key)
     name = "../../sft" if config.policy.sft.max_steps else config.policy.name_or_path

@@ -15,7 +15,19 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from scpo_jax import adapters, configuration, hlo, logs, score, sharding, tpu, train_step, trainer, workload
+from scpo_jax import (
+    adapters,
+    configuration,
+    hlo,
+    logs,
+    policy_preflight,
+    score,
+    sharding,
+    tpu,
+    train_step,
+    trainer,
+    workload,
+)  # fmt: skip
 from scpo_jax.models import module
 from scpo_jax.models.module import TextBatch
 from scpo_jax.plan import about
@@ -65,6 +77,7 @@ class Program(NamedTuple):
     lower: Callable  # () -> the program, lowered
     arguments: int  # bytes
     kept: int  # bytes that are in memory besides
+    trips: dict[str, int] | None = None  # of its loops, where they are not those of the reward model
 
 
 def show(config, topology: str, output: str) -> bool:
@@ -83,6 +96,11 @@ def show(config, topology: str, output: str) -> bool:
     device = Device(tpu.capacity(devices[0]), machine, loop, config.model.dtype)
     works = workload.trainings_of(config, material, mesh), workload.scorings_of(material)
     programs = programs_of(config, material, mesh, *works)
+    if config.policy.steps:
+        programs |= {
+            name: Program(name, own.lower, bytes_of(own.arguments), bytes_of(own.kept), own.trips)
+            for name, own in policy_preflight.programs_of(config, mesh).items()
+        }
     logs.say(f"preflight: {len(programs)} programs to compile for {topology}; each takes a minute or more")
     costs = compile_all(programs, device)
     facts |= {"fill": {work.name: round(work.fill, 4) for group in works for work in group}}
@@ -203,7 +221,7 @@ def cost_of(program: Program, device: Device) -> Cost:
     memory = compiled.memory_analysis()
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     temporary = memory.temp_size_in_bytes + results + memory.generated_code_size_in_bytes
-    text = hlo.parse(compiled.as_text())
+    text, device = hlo.parse(compiled.as_text()), device._replace(trips=program.trips or device.trips)
     collectives = hlo.collective_bytes(text, device.trips)
     # with the padding of the device's layout, and with arguments that the program does not read
     arguments = max(memory.argument_size_in_bytes, program.arguments)
@@ -306,6 +324,8 @@ def advice(config, unfit: dict[str, Cost], trainings, mesh: Mesh, capacity: int)
         own = [cost.hbm_bytes for name, cost in unfit.items() if work.name in name]
         if own:
             lines.append(f"{work.name}: {training_advice(config, work, max(own), mesh, capacity)}")
+    if any(name.startswith("policy") for name in unfit):
+        lines.append("policy: more --config.policy.num_mini_batches, --config.policy.remat=True, or a lower new_tokens")
     if any(name.startswith(("score", "validate")) for name in unfit):
         lines.append("scoring: a lower --config.model.max_length, or --config.model.dtype=bfloat16")
     return lines

@@ -100,7 +100,8 @@ def sample(
 
     positions = columns[:width] - first
     mask = layers.earlier_in_segment((positions >= 0).astype(jnp.int32))
-    logits, cache = read(prompts.input_ids, jnp.maximum(positions, 0), mask, cache, jnp.int32(0))
+    with jax.named_scope("prefill"):  # by which preflight tells its loop over layers
+        logits, cache = read(prompts.input_ids, jnp.maximum(positions, 0), mask, cache, jnp.int32(0))
     nothing = Responses(
         jnp.full((rows, new_tokens), sampling.pad_id, jnp.int32), jnp.zeros(rows, jnp.int32),
         jnp.zeros((rows, new_tokens), jnp.float32), prompts.lengths == 0,
