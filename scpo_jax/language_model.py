@@ -44,14 +44,15 @@ def outputs(
     lengths: jax.Array,
     dtype: str = "float32",
     remat: bool = False,
+    whole=None,
 ) -> Outputs:
     """What a model says of responses `tokens [B, N]` of `lengths [B]`, in one pass over prompts and responses.
 
-    Under jit what is not used is not computed.
+    Under jit what is not used is not computed. `whole` is that of `language.hidden_states`.
     """
     width, count = prompts.input_ids.shape[1], tokens.shape[1]
     batch = joined(prompts, tokens, lengths)
-    hidden = language.hidden_states(model, params, batch, dtype, remat)[:, width - 1 : width - 1 + count]
+    hidden = language.hidden_states(model, params, batch, dtype, remat, whole)[:, width - 1 : width - 1 + count]
     logprobs = jax.nn.log_softmax(language.logits_of(model, params, hidden))
     given = jnp.arange(count) < lengths[:, None]
     every = Outputs(

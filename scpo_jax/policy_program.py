@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from scpo_jax import language_model, optimizer, ppo, sampling, sharding
 from scpo_jax.models import lora, module
+from scpo_jax.models.layers import GATHERED
 from scpo_jax.models.module import RewardModel
 from scpo_jax.sampling import Prompts, Responses, Sampling
 
@@ -155,7 +157,7 @@ def make_program(
     specs, opt_specs = sharding.specs_of_one((shapes, opt_shapes), mesh, axes)
     places, opt_places = jax.tree.map(functools.partial(NamedSharding, mesh), (specs, opt_specs))
     rows, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
-    outputs = functools.partial(language_model.outputs, model, dtype=options.dtype)
+    outputs = make_outputs(model, mesh, policy_of(specs.trained, specs.frozen), options.dtype)
 
     def read(parameters: Parameters, prompts: Prompts, tokens, lengths) -> Read:
         trained, reference, frozen = parameters
@@ -208,6 +210,31 @@ def make_program(
         narrow=narrow,
         keep=jax.jit(lambda trained: jax.tree.map(jnp.copy, trained["policy"]), out_shardings=places.trained["policy"]),
     )  # fmt: skip
+
+
+def make_outputs(model: RewardModel, mesh: Mesh, specs: dict, dtype: str) -> Callable:
+    """`language_model.outputs` of rows shared out over data, from parameters that live as `specs` say.
+
+    Each device makes the parameters whole, those of the layers one layer at a time: the compiler may else share out
+    products by their inner dimension, and add up the hidden states of all rows between the devices after each.
+    """
+    plain = functools.partial(language_model.outputs, model, dtype=dtype)
+    if mesh.shape["data"] == 1:
+        return plain
+    own = jax.tree.map(functools.partial(NamedSharding, mesh), sharding.over(("model",), specs))
+    layer = [NamedSharding(mesh, P(*place.spec[1:])) for place in jax.tree.leaves(own["layers"])]
+    fix = jax.lax.with_sharding_constraint
+
+    def whole(parameters):
+        leaves, structure = jax.tree.flatten(parameters)
+        fixed = [checkpoint_name(fix(leaf, place), GATHERED) for leaf, place in zip(leaves, layer, strict=True)]
+        return structure.unflatten(fixed)
+
+    def outputs(params, *arguments, **how) -> language_model.Outputs:
+        params = {name: tree if name == "layers" else fix(tree, own[name]) for name, tree in params.items()}
+        return plain(params, *arguments, whole=whole, **how)
+
+    return outputs
 
 
 def read_trained(outputs: Callable, trained: dict, frozen: dict, prompts: Prompts, tokens, lengths):

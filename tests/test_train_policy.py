@@ -147,7 +147,7 @@ EIGHT = """
 import dataclasses, jax, numpy as np
 from tests import policy_helpers as helpers
 assert jax.device_count() == 8
-options = dataclasses.replace(helpers.OPTIONS, steps=1, kl_coef=0.1)
+options = dataclasses.replace(helpers.OPTIONS, steps=1, kl_coef=0.1, value="head")
 (one, first), (eight, second) = (helpers.train(options, helpers.make(options, devices=n)) for n in (1, 8))
 for a, b in zip(one, eight, strict=True):
     for key in a:

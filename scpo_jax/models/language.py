@@ -13,12 +13,15 @@ from scpo_jax.models.module import RewardModel, TextBatch
 
 
 def hidden_states(
-    model: RewardModel, params: dict, batch: TextBatch, dtype: str = "float32", remat: bool = False
+    model: RewardModel, params: dict, batch: TextBatch, dtype: str = "float32", remat: bool = False, whole=None
 ) -> jax.Array:
-    """Hidden states `[B, T, D]` before the final norm, without dropout; see `RewardModel.score`."""
+    """Hidden states `[B, T, D]` before the final norm, without dropout; see `RewardModel.score`.
+
+    `whole` makes a layer's parameters whole where the devices hold shares of them.
+    """
     network = nnx.merge(model.graphdef, params)
     with module.precision(dtype):
-        return network(*batch[:4], None, jnp.dtype(dtype), layers.StackOptions(remat=remat))
+        return network(*batch[:4], None, jnp.dtype(dtype), layers.StackOptions(remat=remat, whole=whole))
 
 
 def logits_of(model: RewardModel, params: dict, hidden: jax.Array) -> jax.Array:
