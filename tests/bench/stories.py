@@ -10,7 +10,7 @@ import json
 import pathlib
 import tempfile
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from tests import run_helpers
 
@@ -24,6 +24,7 @@ KEYS = {
 
 
 def main(_) -> None:
+    logging.set_verbosity(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         world = run_helpers.World(pathlib.Path(folder))
         prompts = run_helpers.write_rows(world.folder / "prompts.jsonl", [{"prompt": text} for text in OPENINGS])
@@ -31,7 +32,8 @@ def main(_) -> None:
             "steps": STEPS.value, "name_or_path": str(pathlib.Path(STORIES.value).resolve()), "prompts": str(prompts),
             "groups": f'"{run_helpers.GROUPS[0]}"',
         }  # fmt: skip
-        assert world.run(*(f"--config.policy.{key}={value}" for key, value in keys.items())) == 0
+        flags_ = [f"--config.policy.{key}={value}" for key, value in keys.items()]
+        assert world.run("--config.checkpoint.every_steps=0", *flags_) == 0
         rows = run_helpers.read_rows(world.workdir / "metrics.jsonl")
         card = json.loads((world.workdir / "run.json").read_text())["stages"]["policy"]
         own = [row for row in rows if row["training"].startswith("policy/")]
