@@ -3,20 +3,18 @@
 import base64
 import json
 import pathlib
-import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
 
-from scpo_jax import benchmark_page, figures, page_tables, strengths, tables
+from scpo_jax import benchmark_page, figures, page_tables, passages, policy_page, strengths, tables
 from scpo_jax.data import preferences
 from scpo_jax.drawing import Picture
 from scpo_jax.tables import spread
 from scpo_jax.workdir import Workdir
 
 TEMPLATES = pathlib.Path(__file__).parent / "templates"
-CHARACTERS = 600  # of a text among the examples at most
 GROUPS_OF_EXAMPLES = 12  # shown; reports/examples.json has all
 
 
@@ -25,9 +23,13 @@ def write(workdir: Workdir) -> None:
     report, summary = read(workdir.reports / "evaluation.json"), read(workdir.summary)
     selection, found = preferences.read_table(workdir.selection).to_pylist(), read(benchmark_of(workdir), {})
     of_benchmark = benchmark_page.pictures(found)
-    pictures = [*draw_all(workdir, report, selection), *sum(of_benchmark.values(), [])]
+    policies = read(workdir.reports / "policy.json", {})
+    of_policies = policy_page.picture(policies)
+    pictures = [*draw_all(workdir, report, selection), *([of_policies] if of_policies else []),
+                *sum(of_benchmark.values(), [])]  # fmt: skip
     values = context(workdir, report, summary, selection)
     values |= {"benchmark": benchmark_page.section(found, of_benchmark)}
+    values |= {"policy": policy_page.section(policies)}
     values |= {"commands": [workdir.record()["command"], *([found["command"]] if found else [])]}
     write_files(workdir, "run.html", values, pictures)
 
@@ -221,14 +223,13 @@ def example_lists(group: str, lists: dict[str, list[dict]]) -> dict:
 
 def example(row: dict) -> dict:
     """A pair for the template; prompts keep their end, where the question stands."""
-    prompt = row["prompt"] if len(row["prompt"]) <= CHARACTERS else "…" + row["prompt"][-CHARACTERS:]
     sides = [
         {
             "side": side,
-            "text": row[side] if len(row[side]) <= CHARACTERS else row[side][:CHARACTERS] + "…",
+            "text": passages.beginning(row[side]),
             "reward": f"{row[f'ref_{side}']:.2f}",
             "score": "" if row[f"score_{side}"] is None else f"{row[f'score_{side}']:g}",
-            "direction": direction(row[side]),
+            "direction": passages.direction(row[side]),
         }
         for side in ("chosen", "rejected")
     ]
@@ -236,12 +237,6 @@ def example(row: dict) -> dict:
         "p": f"{row['p_global']:.3f}",
         "weight": f"{row['weight']:.3f}",
         "pair_id": row["pair_id"],
-        "direction": direction(row["prompt"]),
+        "direction": passages.direction(row["prompt"]),
     }
-    return {"places": ", ".join(row["places"]), "prompt": prompt, "sides": sides, **numbers}
-
-
-def direction(text: str) -> str:
-    """Writing direction of most letters of a text; one foreign name at its start does not turn it."""
-    kinds = [unicodedata.bidirectional(letter) for letter in text]
-    return "rtl" if sum(kind in ("R", "AL") for kind in kinds) > kinds.count("L") else "ltr"
+    return {"places": ", ".join(row["places"]), "prompt": passages.end(row["prompt"]), "sides": sides, **numbers}

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from scpo_jax import drawing, figures, page, page_tables
+from scpo_jax import drawing, figures, page, page_tables, passages
 from scpo_jax.workdir import Workdir
 from tests.run_helpers import GROUPS, Reader, check_page, scpo
 
@@ -191,8 +191,8 @@ def test_what_filter_and_weight_do():
 
 
 def test_direction_of_a_text():
-    assert page.direction("שלום, an English reply") == "ltr" and page.direction("مرحبا بكم ok") == "rtl"
-    assert page.direction("") == page.direction("42!") == "ltr"
+    assert passages.direction("שלום, an English reply") == "ltr" and passages.direction("مرحبا بكم ok") == "rtl"
+    assert passages.direction("") == passages.direction("42!") == "ltr"
 
 
 def luminance(colour: str) -> float:
