@@ -70,18 +70,6 @@ def side_by_side(prompts: Sequence[str], texts: tuple, scores: Pair, truth: Pair
     return rows
 
 
-def at_kl(curve: Sequence[Mapping], value: str, kl: float) -> float | None:
-    """`value` of a training curve where KL first reaches `kl`, on a straight line between two steps; None if never.
-
-    Both are noisy from step to step: give a smoothed curve.
-    """
-    for first, second in zip(curve, curve[1:], strict=False):
-        if first["kl"] <= kl <= second["kl"]:
-            share = (kl - first["kl"]) / max(second["kl"] - first["kl"], 1e-9)
-            return float(first[value] + share * (second[value] - first[value]))
-    return None
-
-
 def read_curve(rows: Sequence[Mapping], names: Mapping[str, str]) -> list[dict]:
     """The curve of a training from its rows of `metrics.jsonl`: name -> metric, of the metrics that rows have."""
     return [

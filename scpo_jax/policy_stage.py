@@ -12,6 +12,7 @@ from etils import epath
 from scpo_jax import (
     checkpoint,
     distributed,
+    evaluate_policy,
     judge,
     logs,
     policy,
@@ -55,6 +56,7 @@ def run(config, workdir: Workdir) -> None:
         for path in workdir.policies.iterdir():
             if path not in folders:  # of groups that the config no longer names
                 path.rmtree()
+    evaluate_policy.evaluate(config, workdir, folders)
 
 
 def open_judge(config, workdir: Workdir) -> Judge:
@@ -164,6 +166,7 @@ class Trainer:
 
             trained = train_policy.train(
                 self._program, start, asked, tokenizer, rewards, options, log,
+                observe=evaluate_policy.observer(self._config, self._workdir),
                 state=state, save_every=saving.every_steps, name=name,
             )  # fmt: skip
         progress.close()

@@ -68,6 +68,7 @@ def train(
     options: Options,
     log: Callable[[int, dict], None],
     *,
+    observe: Callable[[Sequence[str], Sequence[str]], dict] = lambda texts, groups: {},
     state: TrainingState | None = None,
     save_every: int = 0,
     name: str = "policy",
@@ -79,6 +80,7 @@ def train(
     Args:
       rewards: prepared for the groups of the tasks.
       log: called with (iterations finished, metrics as floats); those of a batch are of the policy before the update.
+      observe: gives more metrics of a batch's texts and their groups, to be logged with the others.
       state, save_every: where to save the training state, and every how many iterations (0: never).
     """
     placed = program.place(start)
@@ -130,6 +132,7 @@ def train(
         # 6. the KL controller (arXiv 1909.08593, 2.2)
         found = summary(metrics, learnt) | {"objective/scores": float(scores.mean()), "lr": rate}
         found |= {"objective/kl_coef": float(live["kl_coef"]), "episode": (k + 1) * options.batch_size}
+        found |= observe(batch.texts, groups)
         adapted = ppo.adapted_kl_coef(
             float(live["kl_coef"]), kl, options.kl_target, options.batch_size, options.kl_horizon
         )

@@ -33,12 +33,10 @@ def test_distinct_words():
     assert found["length"] == pytest.approx(7 / 3) and found["end_rate"] == pytest.approx(2 / 3)
 
 
-def test_a_curve_is_read_at_a_kl():
+def test_a_curve_has_what_was_logged():
     rows = [{"step": s, "objective/kl": kl, "objective/scores": v} for s, kl, v in ((1, 0.0, 0.0), (2, 2.0, 3.0))]
     curve = policy_records.read_curve(rows, evaluate_policy.CURVE)
     assert curve[1] == {"step": 2, "kl": 2.0, "score": 3.0}
-    assert policy_records.at_kl(curve, "score", 1.5) == 2.25
-    assert policy_records.at_kl(curve, "score", 2.5) is None
 
 
 def samples(texts, kl):
