@@ -1,4 +1,9 @@
-"""draft"""
+"""PPO against a country's reward model in a small simulated world whose truth judges the result, offline.
+
+    scpo run --config=configs/ppo_demo.py --workdir=runs/ppo_demo
+
+To compare with PPO against the global RM, in a workdir of its own: --config.policy.method=global
+"""
 
 from scpo_jax.configs import demo
 
@@ -6,14 +11,21 @@ from scpo_jax.configs import demo
 def get_config():
     """The demo's world and reward models; a small Llama learns to answer, then to please Chile."""
     config = demo.get_config()
+    config.scpo.methods = ("scpo",)
+    config.controls = ()
+    config.policy.steps = 80
+    config.policy.groups = ("Chile",)
+    config.policy.batch_size = 64
+    config.policy.num_mini_batches = 2
+    config.policy.num_ppo_epochs = 2
+    config.policy.learning_rate = 5e-4
+    config.policy.kl_coef = 0.15
+    config.policy.kl_budget = 10.0
     config.policy.max_prompt = 24
-    config.policy.new_tokens = 112
+    config.policy.new_tokens = 112  # with a prompt as much as the RMs read; 1 % of the responses are longer
     config.policy.scratch.vocab_size = 1024
-    config.policy.scratch.hidden_size = 128
-    config.policy.scratch.num_hidden_layers = 2
-    config.policy.scratch.intermediate_size = 256
-    config.policy.sft.responses = "chosen"
-    config.policy.sft.max_steps = 800
-    config.policy.sft.batch_size = 32
-    config.policy.sft.learning_rate = 2e-3
+    config.policy.sft.responses = "both"
+    config.policy.sft.max_steps = 2500
+    config.policy.sft.batch_size = 16
+    config.policy.sft.learning_rate = 4e-3
     return config
