@@ -13,6 +13,7 @@ def get_config():
     config = demo.get_config()
     config.scpo.methods = ("scpo",)
     config.controls = ()
+    config.checkpoint.every_steps = 500
     config.policy.steps = 80
     config.policy.groups = ("Chile",)
     config.policy.batch_size = 64

@@ -12,7 +12,20 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from scpo_jax import controls, distributed, gold, judge, logs, metrics, policy, policy_prompts, policy_records, sharding
+from scpo_jax import (
+    controls,
+    distributed,
+    gold,
+    judge,
+    logs,
+    metrics,
+    page,
+    policy,
+    policy_page,
+    policy_prompts,
+    policy_records,
+    sharding,
+)  # fmt: skip
 from scpo_jax.data import preferences
 from scpo_jax.policy import Samples, Writer
 from scpo_jax.policy_prompts import Task
@@ -37,6 +50,8 @@ class Answers(NamedTuple):
 def evaluate(config, workdir: Workdir, folders: Mapping[epath.Path, tuple[str, ...]]) -> None:
     """Samples from the policies of a run and their reference, has the responses judged and writes the report.
 
+    The page of the run, if it has one, gets their section.
+
     Args:
       folders: checkpoint of a policy -> the groups that it serves.
     """
@@ -58,6 +73,10 @@ def evaluate(config, workdir: Workdir, folders: Mapping[epath.Path, tuple[str, .
             report[group] = record_of(answers, judges, trained_against(config, group), group, truth) | about
     if distributed.is_writer():
         workdir.write_json(workdir.reports / "policy.json", report)
+        for group, own in report.items():
+            logs.say(policy_page.sentence(group, own))
+        if (workdir.reports / "evaluation.json").exists():
+            page.write(workdir)
 
 
 def held_out(config, rows: Sequence[dict], group: str) -> list[Task]:

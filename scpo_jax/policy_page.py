@@ -162,7 +162,7 @@ def picture(found: dict) -> Picture | None:
         return None
     alt = "Score, and true utility where known, against KL along the training of each policy; see the tables."
     caption = (
-        "On the responses of training, change since the first step in standard deviations of the reference. "
+        "On the responses of training, change in standard deviations of single responses of the reference. "
         "Vertical line: KL budget; mark: the policy that was kept, on held-out prompts."
     )
     return draw("policy", alt, caption, plot, parts, height=2.6, panels=len(parts), share_y=False)
@@ -176,9 +176,8 @@ def against(axis, own: dict, group: str) -> None:
         if not points or not record or not record["std"]:
             continue
         kl, values = (smoothed([row[key] for row in points]) for key in ("kl", name))
-        axis.plot(
-            kl, (values - points[0][name]) / record["std"], color=ink, linestyle=style, linewidth=1.3, label=label
-        )
+        values = (values - record["before"]["mean"]) / record["std"]
+        axis.plot(kl, values, color=ink, linestyle=style, linewidth=1.3, label=label)
         mark = {"marker": "o", "linestyle": "", "color": ink, "markerfacecolor": "white"}
         axis.plot([own["kl"]], [record["change"]["mean"] / record["std"]], **mark)
     if own["kl_budget"] is not None:
