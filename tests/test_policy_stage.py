@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from scpo_jax import checkpoint, judge, policy, sharding
+from scpo_jax import checkpoint, evaluate_policy, judge, policy, sharding
 from scpo_jax.models import hf
 from scpo_jax.policy_rewards import Rewards
 from tests import run_helpers, test_sft
@@ -22,8 +22,9 @@ def flags(**own) -> list[str]:
     return [f"--config.policy.{key.replace('__', '.')}={value}" for key, value in (KEYS | own).items()]
 
 
-def test_one_policy_for_several_groups_with_adapters(copy, capsys):
+def test_one_policy_for_several_groups_with_adapters(copy, capsys, monkeypatch):
     """Prompts begin with the group; the export is a language model; a second run finds all done."""
+    monkeypatch.setattr(evaluate_policy, "RESPONSES", 16)
     groups = ",".join(f'"{group}"' for group in run_helpers.GROUPS[:2])
     own = flags(groups=groups, tag=True, lora__rank=2, value="head")
     assert copy.run(*own) == 0
@@ -44,9 +45,25 @@ def test_one_policy_for_several_groups_with_adapters(copy, capsys):
     writer = policy.Writer(reference, mesh, max_prompt=16, new_tokens=16, rows=4, dtype="float32")
     samples = writer.sample(trained.params, ["[World] question 1"] * 4, 0)
     assert 0 < np.abs(samples.kl).max() < 2
+    check_report(copy, card["groups"])
     capsys.readouterr()
     assert copy.run(*own) == 0
     assert "policy" in capsys.readouterr().err.splitlines()[-1] and json.loads((output / "scpo.json").read_text())
+
+
+def check_report(world, groups):
+    """Every RM of the run has judged the policies, and the page shows them; there is no truth to give gold."""
+    report = json.loads((world.workdir / "reports" / "policy.json").read_text())
+    assert list(report) == groups
+    for group, own in report.items():
+        assert set(own["judges"]) == {"global", *run_helpers.GROUPS} and own["trained_against"] == group
+        assert own["score_after"] == own["judges"][group]["after"]["mean"] and own["responses"] == 16
+        assert 0 < abs(own["kl"]) < 2 and len(own["curve"]) == 2 and "gold_std" not in own
+        assert all(0 <= record["win_rate"]["mean"] <= 1 for record in own["judges"].values())
+    page = run_helpers.Reader((world.workdir / "report.html").read_text(encoding="utf-8"))
+    run_helpers.check_page(page)
+    assert all(f"{group}: the policy, trained against the RM {group}" in page.text for group in groups)
+    assert (world.workdir / "figures" / "policy.png").exists()
 
 
 @pytest.mark.parametrize(
