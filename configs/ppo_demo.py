@@ -16,11 +16,12 @@ def get_config():
     config.checkpoint.every_steps = 500
     config.policy.steps = 80
     config.policy.groups = ("Chile",)
-    config.policy.batch_size = 64
+    config.policy.batch_size = 128
     config.policy.num_mini_batches = 2
     config.policy.num_ppo_epochs = 2
-    config.policy.learning_rate = 5e-4
-    config.policy.kl_coef = 0.15
+    config.policy.learning_rate = 2e-4
+    config.policy.kl_coef = 0.1
+    config.policy.value_warmup_steps = 4
     config.policy.kl_budget = 10.0
     config.policy.max_prompt = 24
     config.policy.new_tokens = 112  # with a prompt as much as the RMs read; 1 % of the responses are longer
