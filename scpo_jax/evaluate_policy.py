@@ -60,16 +60,18 @@ def evaluate(config, workdir: Workdir, folders: Mapping[epath.Path, tuple[str, .
     writer = policy.open_writer(config, workdir, mesh, config.policy.batch_size)
     judges, truth, report = judges_of(config, workdir), read_truth(config, workdir), {}
     for folder, groups in folders.items():
-        params, about = (
-            policy.load(folder).params,
-            {"kl_budget": config.policy.kl_budget, "curve": curve_of(workdir, folder)},
-        )
+        loaded = policy.load(folder)
+        about = {
+            "kl_budget": config.policy.kl_budget,
+            "steps": loaded.card["steps"],
+            "curve": curve_of(workdir, folder),
+        }
         for group in groups:
             tasks = held_out(config, rows, group)
             if not tasks:
                 logs.say(f"policy: {group} has no test user who asks anything, its policy is not evaluated")
                 continue
-            answers = answered(config, writer, params, tasks, group)
+            answers = answered(config, writer, loaded.params, tasks, group)
             report[group] = record_of(answers, judges, trained_against(config, group), group, truth) | about
     if distributed.is_writer():
         workdir.write_json(workdir.reports / "policy.json", report)

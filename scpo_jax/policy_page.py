@@ -70,16 +70,25 @@ def overview(found: dict) -> Table:
     rows = []
     for group, own in found.items():
         score, truth = own["judges"][own["trained_against"]], own.get("gold", {}).get(group)
-        rows.append([
-            group, own["trained_against"], number(own["kl_interval"]), *(f"{own[f'score_{w}']:.2f}" for w in ENDS),
-            in_deviations(score), *((f"{truth[w]['mean']:.2f}" if truth else "-") for w in ENDS),
-            in_deviations(truth) if truth else "-",
-        ])  # fmt: skip
+        told = [f"{truth[when]['mean']:.2f}" for when in ENDS] + [in_deviations(truth)] if truth else ["-"] * 3
+        scores = [f"{own[f'score_{when}']:.2f}" for when in ENDS] + [in_deviations(score)]
+        rows.append([group, own["trained_against"], own["steps"], number(own["kl_interval"]), *scores, *told])
     note = (
         "Mean over fresh responses to prompts of test users, with 95 % intervals of a bootstrap over prompts; changes "
         "in standard deviations of single responses of the reference. KL to the reference in nats a response."
     )
-    header = ["policy", "trained against", "KL", "score before", "after", "change", "gold before", "after", "change"]
+    header = [
+        "policy",
+        "trained against",
+        "steps",
+        "KL",
+        "score before",
+        "after",
+        "change",
+        "gold before",
+        "after",
+        "change",
+    ]
     return Table("Before and after", note, header, rows)
 
 

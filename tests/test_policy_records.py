@@ -98,8 +98,8 @@ def test_the_page_has_policies(copy, record):
     curve = [{"step": s, "kl": 0.2 * s, "score": 0.1 * s, "gold": 0.05 * s} for s in range(1, 20)]
     plain = {key: value for key, value in record.items() if not key.startswith(("gold", "in_grammar"))}
     report = {
-        "Chile": record | {"curve": curve, "kl_budget": 10.0},
-        "日本": plain | {"curve": [], "kl_budget": None},
+        "Chile": record | {"curve": curve, "kl_budget": 10.0, "steps": 19},
+        "日本": plain | {"curve": [], "kl_budget": None, "steps": 0},
     }
     path = copy.workdir / "reports" / "policy.json"
     path.write_text(json.dumps(report, allow_nan=False))
