@@ -99,10 +99,10 @@ def answered(config, writer: Writer, params: dict, tasks: Sequence[Task], group:
 def judges_of(config, workdir: Workdir) -> dict[str, Score]:
     """The reward models of a run by name: the one that the policies are trained against first, where it is a blend."""
     method = config.policy.method if config.policy.method != "global" else controls.main_method(config.scpo.methods)
-    name, found = str(workdir.root), {}
+    opened, found = functools.partial(judge.open_judge, str(workdir.root), dtype=config.model.dtype), {}
     if config.policy.profile:
-        found[config.policy.profile] = judge.open_judge(name, method=method, profile=config.policy.profile).default
-    every = judge.open_judge(name, method=method or "global")
+        found[config.policy.profile] = opened(method=method, profile=config.policy.profile).default
+    every = opened(method=method or "global")
     found["global"] = every.global_scorer() or every.default
     return found | {group: functools.partial(judged_by, every, group) for group in every.groups}
 
