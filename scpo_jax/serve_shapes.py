@@ -1,7 +1,7 @@
 """Batches of few fixed shapes: whatever a service is asked, it has compiled the programs before.
 
 T tokens a row, R rows, S texts whose scores are read. Rows have the lengths that offline scoring uses; a batch is full,
-a fourth, a sixteenth or half of that; its rows of the shortest kind are read at many places or at few, the longer ones,
+or a fourth, a 16th or a 32nd of that; its rows of the shortest kind are read at many places or at few, the longer ones,
 which hold long texts, at few.
 """
 
