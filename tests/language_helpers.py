@@ -1,6 +1,5 @@
 """Tiny language models: in transformers and here, with the informative weights of `model_helpers`."""
 
-import copy
 import functools
 
 import numpy as np
@@ -20,18 +19,7 @@ def make(form):
 
 def torch_model(form, seed=0):
     """The language model of a form in transformers, in float32 with informative weights."""
-    import torch
-    import transformers
-
-    config = copy.deepcopy(helpers.CONFIGS[form])
-    settings = transformers.AutoConfig.for_model(config.pop("model_type"), attn_implementation="eager", **config)
-    model = transformers.AutoModelForCausalLM.from_config(settings).eval()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            centre = float("norm.weight" in name.lower())
-            parameter.copy_(centre + 0.2 * torch.randn(parameter.shape, generator=generator))
-    return model
+    return helpers.torch_model(helpers.CONFIGS[form], seed, "AutoModelForCausalLM")
 
 
 def torch_greedy(model, prompts, new_tokens, pad_id=0, **options) -> list[np.ndarray]:

@@ -136,7 +136,7 @@ def one_per_row(pairs, length=None):
     return pack(pairs, len(pairs), length or longest, [(row, 0) for row in range(len(pairs))])
 
 
-def torch_model(config, seed=0):
+def torch_model(config, seed=0, architecture="AutoModelForSequenceClassification"):
     """The model of a config in transformers, in float32 with informative weights."""
     import torch
     import transformers
@@ -144,7 +144,7 @@ def torch_model(config, seed=0):
     # copied, for transformers writes into the rope parameters
     values = copy.deepcopy({name: value for name, value in config.items() if name != "model_type"})
     settings = transformers.AutoConfig.for_model(config["model_type"], attn_implementation="eager", **values)
-    model = transformers.AutoModelForSequenceClassification.from_config(settings).eval()
+    model = getattr(transformers, architecture).from_config(settings).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
