@@ -8,7 +8,7 @@ import types
 import jax
 import pytest
 
-from scpo_jax import hlo, preflight, sharding, tpu, train_step
+from scpo_jax import hlo, program_cost, sharding, tpu, train_step
 from scpo_jax.models import lora, module
 from scpo_jax.models.lora import Lora
 from tests import tpu_helpers
@@ -68,9 +68,9 @@ def uncompiled(monkeypatch):
 
     def cost_of(program, device):
         program.lower()
-        return preflight.Cost(True, 100, 60, 0, 40, 1, {})
+        return program_cost.Cost(True, 100, 60, 0, 40, 1, {})
 
-    monkeypatch.setattr(preflight, "cost_of", cost_of)
+    monkeypatch.setattr(program_cost, "cost_of", cost_of)
 
 
 @pytest.mark.parametrize(
@@ -240,10 +240,10 @@ config={"estimated_cycles":"CYCLES"}
 )
 def test_the_time_of_a_program(cycles, dtype, expected):
     """Cycles, or products where the compiler has none; kernels at a share of the peak; an all-reduce passes twice."""
-    device = preflight.Device(0, tpu.Machine(flops=1000, memory=10, clock=100, interconnect=10), {}, dtype)
+    device = program_cost.Device(0, tpu.Machine(flops=1000, memory=10, clock=100, interconnect=10), {}, dtype)
     program = hlo.parse(STEP.replace("CYCLES", cycles))
     moved = {"all-reduce": 30, "all-gather": 50}
-    assert preflight.seconds(program, moved, device) == pytest.approx(expected)
+    assert program_cost.seconds(program, moved, device) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_an_unknown_topology(prism, capsys):
     assert "like v5e:2x4" in refusal(capsys, *prism, "--topology=v9:2x4")
 
 
-def step_cost(devices, monkeypatch, unrolled: bool) -> preflight.Cost:
+def step_cost(devices, monkeypatch, unrolled: bool) -> program_cost.Cost:
     """The training step of three layers, two of them by a loop or written out."""
     scan = functools.partial(jax.lax.scan, unroll=True) if unrolled else jax.lax.scan
     monkeypatch.setattr("scpo_jax.models.layers.jax.lax.scan", scan)
@@ -281,8 +281,8 @@ def step_cost(devices, monkeypatch, unrolled: bool) -> preflight.Cost:
     )  # fmt: skip
     arguments = train_step.step_arguments(program, model, 2, 1, (2, 128))
     kind = devices[0].device_kind
-    device = preflight.Device(2**34, tpu.MACHINES[kind], {"": 2}, "bfloat16")
-    return preflight.cost_of(preflight.Program("", preflight.lowering(program.step, *arguments), 0, 0), device)
+    device = program_cost.Device(2**34, tpu.MACHINES[kind], {"": 2}, "bfloat16")
+    return program_cost.cost_of(program_cost.Program("", program_cost.lowering(program.step, *arguments), 0, 0), device)
 
 
 def test_a_step_costs_what_its_layers_cost(monkeypatch):
