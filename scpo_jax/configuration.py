@@ -92,12 +92,14 @@ def load(path: str, values: flags.FlagValues) -> ConfigDict:
 
 
 def read(path: str) -> ConfigDict:
-    """What `get_config()` of a Python file returns."""
-    if not pathlib.Path(path).is_file():
+    """What `get_config()` of a Python file returns; where there is no `configs/NAME.py`, the package's own is meant."""
+    packaged = pathlib.Path(base.__file__).with_name(pathlib.Path(path).name)
+    file = packaged if path == f"configs/{packaged.name}" and not pathlib.Path(path).exists() else pathlib.Path(path)
+    if not file.is_file():
         raise InputError(f"--config={path}: no such file")
-    namespace = {"__name__": "scpo_config", "__file__": path}
+    namespace = {"__name__": "scpo_config", "__file__": str(file)}
     try:
-        exec(compile(pathlib.Path(path).read_bytes(), path, "exec"), namespace)
+        exec(compile(file.read_bytes(), path, "exec"), namespace)
         config = namespace["get_config"]() if "get_config" in namespace else None
     except Exception as error:  # the file is a program of the user's own: anything may be wrong with it
         raise InputError(f"--config={path}: {type(error).__name__}: {one_line(error)}") from error

@@ -7,6 +7,7 @@ import pytest
 
 from scpo_jax import configuration
 from scpo_jax.configs import base
+from scpo_jax.errors import InputError
 
 FOLDER = pathlib.Path(base.__file__).parent
 CONFIGS = sorted(path for path in FOLDER.glob("*.py") if path.name not in ("__init__.py", "base.py"))
@@ -33,6 +34,18 @@ def test_a_config_has_the_keys_of_base_and_sound_values(path):
 def test_a_config_opens_with_its_command(path):
     opening = path.read_text().split('"""')[1]
     assert re.search(rf"scpo (run|benchmark) --config=configs/{path.name} --workdir=runs/", opening)
+
+
+def test_a_config_of_the_package_is_found_anywhere_unless_there_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert configuration.read("configs/ppo_demo.py").policy.groups == ("Chile",)
+    (tmp_path / "configs").mkdir()
+    own = "from scpo_jax.configs.demo import get_config as get\n\ndef get_config():\n    config = get()\n"
+    (tmp_path / "configs" / "demo.py").write_text(own + "    config.seed = 123\n    return config\n")
+    assert configuration.read("configs/demo.py").seed == 123
+    for missing in ("configs/demo2.py", "demo.py", "other/demo.py"):
+        with pytest.raises(InputError, match=f"--config={missing}: no such file"):
+            configuration.read(missing)
 
 
 def test_every_key_of_base_has_a_comment():
