@@ -55,7 +55,7 @@ class State(NamedTuple):
 
     count: jax.Array  # [] int32, tokens generated of every row
     responses: Responses
-    cache: dict
+    cache: tuple[dict, ...]
 
 
 def sample(
@@ -74,11 +74,11 @@ def sample(
       dtype: of the model's products, see `RewardModel.score`.
     """
     rows, width = prompts.input_ids.shape
-    columns = jnp.arange(cache["keys"].shape[2], dtype=jnp.int32)
+    columns = jnp.arange(cache[0]["keys"].shape[-1], dtype=jnp.int32)
     new_tokens = len(columns) - width + 1
     row_keys = jax.vmap(functools.partial(jax.random.fold_in, key))(prompts.numbers)
     first = width - prompts.lengths[:, None]  # the column of each row's first token
-    read = functools.partial(language.extend, model, params, dtype=dtype)
+    read = functools.partial(language.extend, model, language.layers_apart(params), dtype=dtype)
 
     def choose(state: State, logits) -> State:
         keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(row_keys, state.count)
@@ -196,8 +196,9 @@ def make_sampler(
         params = jax.lax.with_sharding_constraint(params, kept)
         rows, width = prompts.input_ids.shape
         cache = language.empty_cache(model, rows, width + new_tokens - 1, cache_dtype)
-        shared = "model" if cache["keys"].shape[3] % mesh.shape["model"] == 0 else None
-        cache = jax.lax.with_sharding_constraint(cache, NamedSharding(mesh, P(None, "data", None, shared)))
+        shared = "model" if cache[0]["keys"].shape[-3] % mesh.shape["model"] == 0 else None
+        places = jax.tree.map(lambda leaf: NamedSharding(mesh, P(*[None] * (leaf.ndim - 4), "data", shared)), cache)
+        cache = jax.lax.with_sharding_constraint(cache, places)
         return sample(model, params, prompts, jax.random.key(seed), cache, sampling, dtype)
 
     return jax.jit(run, static_argnums=3, in_shardings=(given, rows, whole), out_shardings=whole)

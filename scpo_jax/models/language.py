@@ -42,24 +42,42 @@ def logits(model: RewardModel, params: dict, batch: TextBatch, dtype: str = "flo
     return logits_of(model, params, hidden_states(model, params, batch, dtype))
 
 
-def empty_cache(model: RewardModel, rows: int, columns: int, dtype: str) -> dict:
-    """Room for the keys and values of all layers, `[L, B, C, H', K]` each."""
+def layers_apart(params: dict) -> dict:
+    """Parameters for `extend` with the layers of a model that has few of them one by one, not stacked: a tuple."""
+    stacked = params["layers"]
+    count = jax.tree.leaves(stacked)[0].shape[0]
+    if count > layers.UNROLLED:
+        return params
+    return params | {"layers": tuple(jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(count))}
+
+
+def empty_cache(model: RewardModel, rows: int, columns: int, dtype: str) -> tuple[dict, ...]:
+    """Room for the keys `[B, H', K, C]` and values `[B, H', C, K]` of each layer; of many layers one with `[L]` before.
+
+    Products read both as they lie.
+    """
     settings = module.read_settings(model.config, "config")
-    shape = settings.num_hidden_layers, rows, columns, settings.key_heads, settings.head_size
-    return {name: jnp.zeros(shape, jnp.dtype(dtype)) for name in ("keys", "values")}
+    count, heads, size = settings.num_hidden_layers, settings.key_heads, settings.head_size
+    shapes = {"keys": (rows, heads, size, columns), "values": (rows, heads, columns, size)}
+    parts = [()] * count if count <= layers.UNROLLED else [(count,)]
+    return tuple({name: jnp.zeros((*n, *shape), jnp.dtype(dtype)) for name, shape in shapes.items()} for n in parts)
 
 
-def extend(model: RewardModel, params: dict, input_ids, positions, mask, cache: dict, column, dtype: str):
+def extend(model: RewardModel, params: dict, input_ids, positions, mask, cache: tuple[dict, ...], column, dtype: str):
     """Reads the tokens `[B, Q]` that stand from `column` on; what stands before is in the cache already.
 
     Args:
+      params: see `layers_apart`.
       positions: of the tokens in their texts, `[B, Q]`.
-      mask: what each token may see of the first columns of the cache, itself included, `[B, Q, up to C]`.
+      mask: what one token a row may see of the cache, itself included, `[B, 1, C]`; of tokens that begin the cache
+        what they may see of each other, `[B, Q, Q]`.
 
     Returns:
       The scores of the token after the last one, `[B, V]` float32, and the cache with these tokens in it.
     """
+    stacked = params["layers"]
+    params = params | {"layers": stacked[0]} if isinstance(stacked, tuple) else params
     network = nnx.merge(model.graphdef, params)
     with module.precision(dtype):
-        hidden, cache = network.extend(input_ids, positions, mask, cache, column, jnp.dtype(dtype))
+        hidden, cache = network.extend(stacked, input_ids, positions, mask, cache, column, jnp.dtype(dtype))
     return logits_of(model, params, hidden[:, -1]), cache

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+UNROLLED = 8  # layers at most that run one after the other: a loop would copy what goes in and out of it
 GATHERED = "gathered"  # checkpoint name of parameters that were made whole from the shares of several devices
 ACTIVATIONS = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -251,5 +252,5 @@ def run_stack(layers, x, arguments: tuple, key, options: StackOptions, read: Rea
         before, last = (jax.tree.map(operator.itemgetter(part), (state, keys)) for part in (slice(count - 1), -1))
         x = jax.lax.scan(step, x, before)[0] if count > 1 else x
         return step(x, last, read)[0][:, 0]
-    last, outputs = jax.lax.scan(step, x, (state, keys))
+    last, outputs = jax.lax.scan(step, x, (state, keys), unroll=count <= UNROLLED)
     return jnp.concatenate([x[None], outputs]) if options.every_layer else last

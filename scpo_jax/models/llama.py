@@ -146,17 +146,20 @@ class Attention(nnx.Module):
     def cached(self, x, mask, rotation, cache, layer, column):
         """As the call, of tokens `[R, Q]` from `column` on; returns the cache with their keys and values in it too.
 
-        `mask [R, Q, C]` is that of the first C columns of the cache, `layer` the number of this layer.
+        One token a row sees what `mask [R, 1, C]` says of the cache; with a square mask they begin it and see each
+        other. `layer` is this one's number in a cache of several, None in its own.
         """
         query, keys, values = self.project(x, rotation, (None,) * 3)
-        new, place = {"keys": keys, "values": values}, (layer, 0, column, 0, 0)
-        cache = {
-            name: jax.lax.dynamic_update_slice(cache[name], new[name][None].astype(cache[name].dtype), place)
-            for name in new
-        }
-        own = (jax.lax.dynamic_index_in_dim(cache[name], layer, keepdims=False) for name in new)
-        mixed = attend(query, *(part[:, : mask.shape[-1]].astype(x.dtype) for part in own), mask)
-        return x + self.output(mixed.reshape(*mixed.shape[:2], -1)), cache
+        new = {"keys": jnp.moveaxis(keys, 1, -1), "values": jnp.moveaxis(values, 1, 2)}
+        places = {"keys": (0, 0, 0, column), "values": (0, 0, column, 0)}
+        cache = {name: put(cache[name], new[name], layer, places[name]) for name in new}
+        if mask.shape[1] == mask.shape[2]:
+            mixed = attend(query, keys, values, mask)
+        else:
+            own = cache if layer is None else {name: leaf[layer] for name, leaf in cache.items()}
+            grouped = query.reshape(len(query), self.key_heads, -1, query.shape[-1])
+            mixed = attend_to(grouped, own["keys"].astype(x.dtype), own["values"].astype(x.dtype), mask)
+        return x + self.output(mixed.reshape(*x.shape[:2], -1)), cache
 
     def project(self, x, rotation, keys, read=None):
         """Queries `[R, Q, H, K]`, keys and values `[R, T, H', K]`; `keys` are for the dropout of these three."""
@@ -175,12 +178,38 @@ def attend(query, keys, value, mask):
 
     H is a multiple of H'. On GPUs whose cuDNN has a kernel for it, that one; the scores are then never in memory.
     """
-    plain = functools.partial(jax.nn.dot_product_attention, implementation="xla")
-    fused = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
-    arguments = query, keys, value, None, mask[:, None]
     if not fusible(query):
-        return plain(*arguments)
-    return jax.lax.platform_dependent(*arguments, cuda=fused, default=plain)
+        return attend_plainly(query, keys, value, mask)
+
+    def fused(query, keys, value, mask):
+        return jax.nn.dot_product_attention(query, keys, value, None, mask[:, None], implementation="cudnn")
+
+    return jax.lax.platform_dependent(query, keys, value, mask, cuda=fused, default=attend_plainly)
+
+
+def attend_plainly(query, keys, value, mask):
+    """`attend` with every score in memory: of each row and head of keys, the queries that share it in one product."""
+    rows, length, _, size = query.shape
+    count = keys.shape[2]
+    grouped = query.reshape(rows, length, count, -1, size).transpose(0, 2, 3, 1, 4).reshape(rows, count, -1, size)
+    mixed = attend_to(grouped, keys.transpose(0, 2, 3, 1), value.swapaxes(1, 2), mask)
+    mixed = mixed.reshape(rows, count, -1, length, size).transpose(0, 3, 1, 2, 4)
+    return mixed.reshape(query.shape)
+
+
+def attend_to(query, keys, values, mask):
+    """Softmax attention of `query [R, H', n * Q, K]` to `keys [R, H', K, T]` and `values [R, H', T, K]`.
+
+    `mask [R, Q, T]` holds for all n queries of a token. The weights are normed after they have mixed the values: there
+    are fewer numbers then.
+    """
+    shape = *query.shape[:2], -1, *mask.shape[1:]
+    scores = jnp.matmul(query, keys, preferred_element_type=jnp.float32).reshape(shape) * query.shape[-1] ** -0.5
+    scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    weights = weights.reshape(*query.shape[:3], -1)
+    mixed = jnp.matmul(weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    return (mixed / weights.sum(-1, keepdims=True)).astype(query.dtype)
 
 
 def fusible(query) -> bool:
@@ -188,6 +217,13 @@ def fusible(query) -> bool:
     rows, size = query.shape[1], query.shape[-1]
     narrow = query.dtype in (jnp.bfloat16, jnp.float16)
     return jax.default_backend() == "gpu" and narrow and rows > 1 and size % 8 == 0 and size <= 128
+
+
+def put(cache, new, layer, place):
+    """The cache of one layer, or of several and the number of this one, with `new` at `place`."""
+    if layer is not None:
+        new, place = new[None], (layer, *place)
+    return jax.lax.dynamic_update_slice(cache, new.astype(cache.dtype), place)
 
 
 class FeedForward(nnx.Module):
@@ -238,17 +274,29 @@ class Network(nnx.Module):
         normed = self.norm(hidden)
         return jnp.einsum("...d,vd->...v", normed, table.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
-    def extend(self, input_ids, positions, mask, cache, column, dtype):
-        """Tokens `[R, Q]` from `column` on -> (hidden states before the final norm, cache); see `Attention.cached`."""
-        rotation = rotary.tables(positions, self.frequencies)
-        graphdef, state = nnx.split(self.layers)
+    def extend(self, parameters, input_ids, positions, mask, cache, column, dtype):
+        """Tokens `[R, Q]` from `column` on -> (hidden states before the final norm, cache); see `Attention.cached`.
+
+        Args:
+          parameters: of the layers, stacked or a tuple with those of each; the cache has as many parts.
+        """
+        # computed once: a CPU would fuse it into every layer
+        rotation = jax.lax.optimization_barrier(rotary.tables(positions, self.frequencies))
+        graphdef = nnx.split(self.layers)[0]
 
         def step(carry, layer):
-            (x, cache), (number, parameters) = carry, layer
-            own = nnx.merge(graphdef, parameters)
-            x, cache = own.attention.cached(x, mask, rotation, cache, number, column)
-            return (own.feed_forward(x), cache), None
+            (x, part), (number, own) = carry, layer
+            block = nnx.merge(graphdef, own)
+            x, part = block.attention.cached(x, mask, rotation, part, number, column)
+            return (block.feed_forward(x), part), None
 
-        numbers = jnp.arange(len(cache["keys"]), dtype=jnp.int32)
-        start = self.embeddings(input_ids).astype(dtype), cache
-        return jax.lax.scan(step, start, (numbers, state))[0]
+        x = self.embeddings(input_ids).astype(dtype)
+        if not isinstance(parameters, tuple):
+            numbers = jnp.arange(len(cache[0]["keys"]), dtype=jnp.int32)
+            (x, part), _ = jax.lax.scan(step, (x, cache[0]), (numbers, parameters))
+            return x, (part,)
+        extended = []
+        for own, part in zip(parameters, cache, strict=True):
+            (x, part), _ = step((x, part), (None, own))
+            extended.append(part)
+        return x, tuple(extended)
