@@ -56,7 +56,7 @@ def outputs(
     logprobs = jax.nn.log_softmax(language.logits_of(model, params, hidden))
     given = jnp.arange(count) < lengths[:, None]
     every = Outputs(
-        jnp.take_along_axis(logprobs, tokens[..., None], axis=-1)[..., 0],
+        jnp.where(jnp.arange(logprobs.shape[-1]) == tokens[..., None], logprobs, 0).sum(-1),
         -(jnp.exp(logprobs) * logprobs).sum(-1),
         language.values_of(model, params, hidden),
     )
