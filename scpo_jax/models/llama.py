@@ -178,21 +178,21 @@ def attend(query, keys, value, mask):
 
     H is a multiple of H'. On GPUs whose cuDNN has a kernel for it, that one; the scores are then never in memory.
     """
-    if not fusible(query):
-        return attend_plainly(query, keys, value, mask)
-
-    def fused(query, keys, value, mask):
-        return jax.nn.dot_product_attention(query, keys, value, None, mask[:, None], implementation="cudnn")
-
-    return jax.lax.platform_dependent(query, keys, value, mask, cuda=fused, default=attend_plainly)
+    forms = {"default": functools.partial(jax.nn.dot_product_attention, implementation="xla"), "cpu": attend_on_cpu}
+    if fusible(query):
+        forms["cuda"] = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+    return jax.lax.platform_dependent(query, keys, value, None, mask[:, None], **forms)
 
 
-def attend_plainly(query, keys, value, mask):
-    """`attend` with every score in memory: of each row and head of keys, the queries that share it in one product."""
+def attend_on_cpu(query, keys, value, _, mask):
+    """`attend`, mask `[R, 1, Q, T]`, with the queries that share a head of keys in one product.
+
+    On TPUs a training step by it costs a fifth more than by jax's own form.
+    """
     rows, length, _, size = query.shape
     count = keys.shape[2]
     grouped = query.reshape(rows, length, count, -1, size).transpose(0, 2, 3, 1, 4).reshape(rows, count, -1, size)
-    mixed = attend_to(grouped, keys.transpose(0, 2, 3, 1), value.swapaxes(1, 2), mask)
+    mixed = attend_to(grouped, keys.transpose(0, 2, 3, 1), value.swapaxes(1, 2), mask[:, 0])
     mixed = mixed.reshape(rows, count, -1, length, size).transpose(0, 3, 1, 2, 4)
     return mixed.reshape(query.shape)
 
