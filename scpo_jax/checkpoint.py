@@ -1,4 +1,4 @@
-"""Checkpoints: one self-contained Orbax folder per reward model, and the state of a training under way."""
+"""Checkpoints: one self-contained Orbax folder per model."""
 
 import base64
 import functools
@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
 
-from scpo_jax import distributed, logs
+from scpo_jax import distributed
 from scpo_jax.data.fields import one_line
 from scpo_jax.errors import InputError
 from scpo_jax.models import hf, lora, module, peft
@@ -92,7 +92,7 @@ def _load(folder: epath.PathLike, language: bool) -> Loaded:
     adapters = stated and Lora(**stated | {"targets": tuple(stated["targets"])})
     heads = tuple(description.get("heads", ()))  # nor these
     model = module.build(description["config"], str(folder), adapters, language, heads)
-    args = ocp.args.StandardRestore(jax.tree.map(_abstract, _own(module.abstract_params(model), card)))
+    args = ocp.args.StandardRestore(jax.tree.map(abstract, _own(module.abstract_params(model), card)))
     params = _restore(folder, "params", args)
     if "base" in card:
         params = lora.join(params, _base_of(folder, card["base"], model))
@@ -216,16 +216,11 @@ def _checkpointer() -> ocp.Checkpointer:
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
-def _abstract(leaf):
+def abstract(leaf):
     """What an array is and where it is restored to: where it lives, or else to a device of this process."""
     one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     sharding = leaf.sharding if isinstance(leaf, jax.Array) else one
     return jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=sharding)
-
-
-def _as_before(leaf, restored):
-    """A restored array, on the host if it was there: several processes cannot save an array of a single device."""
-    return restored if isinstance(leaf, jax.Array) else np.asarray(restored)
 
 
 def _pack_tokenizer(tokenizer) -> dict[str, str]:
@@ -242,36 +237,3 @@ def _unpack_tokenizer(files: dict[str, str]):
                 raise InputError(f"the checkpoint's tokenizer holds the file name {name!r}: refused")
             (pathlib.Path(folder) / name).write_bytes(base64.b64decode(content))
         return hf.load_tokenizer(folder)
-
-
-class TrainingState:
-    """The state of one training under way, saved every so often; resuming takes the newest.
-
-    `state` is a nested dict of arrays, with the number of finished steps as the checkpoint's number. Of several
-    processes all call everything here, and each writes and reads its parts of the arrays.
-    """
-
-    def __init__(self, folder: epath.PathLike, keep: int):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._folder = epath.Path(folder).resolve()
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
-
-    def save(self, step: int, state: dict) -> None:
-        """Starts to write the state after `step` steps; it is safe to change the arrays afterwards."""
-        self._manager.save(step, args=ocp.args.StandardSave(state))
-
-    def restore(self, like: dict) -> tuple[int, dict]:
-        """(steps finished, state) of the newest state that can be read; (0, `like`) when there is none."""
-        abstract = jax.tree.map(_abstract, like)
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                state = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-                return step, jax.tree.map(_as_before, like, state)
-            except Exception as error:  # a damaged file surfaces as almost any type
-                logs.say(f"{self._folder}: the state after {step} steps is damaged, removed ({one_line(error):.200})")
-                self._manager.delete(step)
-        return 0, like
-
-    def close(self) -> None:
-        """Waits for what is being written."""
-        self._manager.close()

@@ -55,6 +55,7 @@ def initialize(coordinator: str | None, processes: int | None, process: int | No
     alarm = threading.Timer(SECONDS_TO_MEET, _leave, [f"{lost}started, with the same --coordinator?", 1])
     alarm.daemon = True  # jax itself aborts with a stack trace
     alarm.start()
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself, see preemption.py
     limits = {"initialization_timeout": SECONDS_TO_MEET + 60, "heartbeat_timeout_seconds": heartbeat_seconds}
     named = {} if coordinator is None else {"cluster_detection_method": "deactivate"}
     try:
@@ -128,9 +129,34 @@ def gather(name: str, value) -> list:
     if _here.count == 1:
         return [value]
     key = f"scpo/{next(_here.calls)}/{name}"
-    _here.client.key_value_set(f"{key}/{_here.index}", json.dumps(value))
     _wait(key, name, SECONDS_AT_BARRIER)
+    return exchange(key, value)
+
+
+def exchange(key: str, value) -> list:
+    """The JSON `value` of every process under a key that is used once; of any thread, if all are about to call it."""
+    if _here.count == 1:
+        return [value]
+    _here.client.key_value_set(f"{key}/{_here.index}", json.dumps(value))
     return [json.loads(_here.client.blocking_key_value_get(f"{key}/{i}", 60_000)) for i in range(_here.count)]
+
+
+def tell(key: str, value: str) -> None:
+    """Lets all processes `hear` a value; that of the first one to tell counts."""
+    try:
+        _here.client.key_value_set(key, value)
+    except RuntimeError:  # another process was first
+        pass
+
+
+def hear(key: str) -> str | None:
+    """What a process tells under a key, waited for; None where process 0 is gone."""
+    while True:
+        try:
+            return _here.client.blocking_key_value_get(key, 3_600_000)
+        except RuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                return None
 
 
 def on_writer(name: str, function: Callable[[], object]):
@@ -162,19 +188,20 @@ def fail(line: str, code: int) -> int:
 
     Each process says it once, also where two of them fail at the same time: the others add who said it.
     """
-    if not _here.ending.acquire(blocking=False):
-        _here.watcher.join()  # which is ending this process
+    if _here.count > 1 and not _here.ending.acquire(blocking=False):
+        threading.Event().wait()  # another thread is ending this process
     print(f"scpo: {line}", file=sys.stderr, flush=True)
     if _here.count == 1:
-        _here.ending.release()
         return code
-    told = {"line": f"process {_here.index}: {line.removeprefix('error: ')}", "code": code}
-    try:
-        _here.client.key_value_set(END, json.dumps(told))
-    except RuntimeError:  # another process was first
-        pass
+    named = re.sub("^(error: )?", rf"\1process {_here.index}: ", line)
+    tell(END, json.dumps({"line": named, "code": code}))
     _leave_together(code)
     return code
+
+
+def end(line: str, code: int) -> None:
+    """Says why and ends every process at once, from any thread."""
+    _leave("", fail(line, code))
 
 
 def finish() -> None:
@@ -185,7 +212,7 @@ def finish() -> None:
 
     barrier("the end")
     if is_writer():
-        _here.client.key_value_set(END, json.dumps({"line": "", "code": 0}))
+        tell(END, json.dumps({"line": "", "code": 0}))
     _here.watcher.join(SECONDS_TO_HEAR)
     jax.distributed.shutdown()
     _leave("", 0)
@@ -193,15 +220,12 @@ def finish() -> None:
 
 def _watch() -> None:
     """Ends this process, whatever it is waiting for, when another one has failed."""
-    told = None
-    while told is None:
-        try:
-            told = json.loads(_here.client.blocking_key_value_get(END, 3_600_000))
-        except RuntimeError as error:
-            if "DEADLINE_EXCEEDED" not in str(error):
-                return  # process 0 is gone, and jax says so
+    heard = hear(END)
+    if heard is None:
+        return  # process 0 is gone, and jax says so
+    told = json.loads(heard)
     if told["code"] and _here.ending.acquire(blocking=False):
-        print(f"scpo: error: {told['line']}", file=sys.stderr, flush=True)
+        print(f"scpo: {told['line']}", file=sys.stderr, flush=True)
         _leave_together(told["code"])
 
 

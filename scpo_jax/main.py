@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from absl import flags
 
-from scpo_jax import __version__, distributed
+from scpo_jax import __version__, distributed, preemption
 from scpo_jax.errors import InputError
 
 
@@ -307,7 +307,7 @@ def _require(values: flags.FlagValues, *names: str) -> None:
 def main(argv: Sequence[str]) -> int:
     """Runs `argv` (with the program's name first) and returns the exit code.
 
-    0, 1 where preflight finds that something does not fit, 2 for a user's mistake.
+    0, 1 where preflight finds that something does not fit, 2 for a user's mistake, 75 for what SIGTERM interrupted.
     """
     name = argv[1] if len(argv) > 1 else ""
     if name in ("--help", "-h", "help"):
@@ -326,6 +326,8 @@ def main(argv: Sequence[str]) -> int:
         return distributed.fail(f"error: {' '.join(str(error).split())}", 2)
     except distributed.PeerError as error:
         return distributed.fail(f"error: {error}", 1)
+    except preemption.Interrupted as stop:
+        return distributed.fail(preemption.LINE.format(f": {stop}"), preemption.CODE)
     except KeyboardInterrupt:
         return distributed.fail("interrupted; the same command goes on from here", 130)
     except Exception as error:
@@ -387,6 +389,8 @@ def _flags_of(name: str) -> flags.FlagValues:
 def console() -> None:
     """The console script `scpo`."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise all to install torch
+    if sys.argv[1:2] != ["serve"]:  # which answers what it was asked before it ends
+        preemption.listen()
     sys.exit(main(sys.argv))
 
 

@@ -18,12 +18,13 @@ from scpo_jax import (
     policy,
     policy_program,
     policy_prompts,
+    preemption,
     sft,
     sharding,
     stages,
     train_policy,
 )  # fmt: skip
-from scpo_jax.checkpoint import Loaded, TrainingState
+from scpo_jax.checkpoint import Loaded
 from scpo_jax.data import preferences
 from scpo_jax.errors import InputError
 from scpo_jax.judge import Judge
@@ -33,6 +34,7 @@ from scpo_jax.policy_program import Options
 from scpo_jax.policy_prompts import Task
 from scpo_jax.policy_rewards import Rewards
 from scpo_jax.train_reward import derived_seed
+from scpo_jax.training_state import TrainingState
 from scpo_jax.workdir import Workdir, digest, slugs_of
 
 EVERYBODY = "all"  # folder of the one policy of all groups (config.policy.tag)
@@ -151,9 +153,10 @@ class Trainer:
         saving, tokenizer = self._config.checkpoint, self._reference.tokenizer
         asked = train_policy.ask(tasks, tokenizer, self._config.policy.max_prompt, self._sampling.pad_id)
         start = policy_program.start(self._start.model, self._start.params, options)
-        state = TrainingState(folder, saving.keep) if saving.every_steps else None
+        state = TrainingState(folder, saving.keep, saving.every_steps) if saving.every_steps else None
         progress = logs.Progress(options.steps, name, "step")
         with contextlib.ExitStack() as opened:
+            opened.enter_context(preemption.training(state is not None))
             if state:
                 opened.callback(state.close)
             metrics = logs.MetricsLog(self._workdir.root).open(name, saving.every_steps, every=1)
@@ -167,7 +170,7 @@ class Trainer:
             trained = train_policy.train(
                 self._program, start, asked, tokenizer, rewards, options, log,
                 observe=evaluate_policy.observer(self._config, self._workdir),
-                state=state, save_every=saving.every_steps, name=name,
+                state=state, name=name,
             )  # fmt: skip
         progress.close()
         return trained

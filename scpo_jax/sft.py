@@ -9,14 +9,15 @@ from collections.abc import Sequence
 import jax
 from etils import epath
 
-from scpo_jax import checkpoint, configuration, distributed, logs, sharding, train_language
-from scpo_jax.checkpoint import Loaded, TrainingState
+from scpo_jax import checkpoint, configuration, distributed, logs, preemption, sharding, train_language
+from scpo_jax.checkpoint import Loaded
 from scpo_jax.data import completions, language_vocabulary, preferences
 from scpo_jax.data.encoding import Text
 from scpo_jax.errors import InputError
 from scpo_jax.models import hf, module
 from scpo_jax.models.module import RewardModel
 from scpo_jax.train_reward import derived_seed
+from scpo_jax.training_state import TrainingState
 from scpo_jax.workdir import Workdir, digest
 
 
@@ -124,9 +125,12 @@ def train(config, workdir: Workdir, start: Loaded, texts: Sequence[Text], folder
     mesh = sharding.make_mesh(config.mesh.group, config.mesh.data, config.mesh.model)
     axes = sharding.AXES if config.mesh.shard_parameters else ("model",)
     program = train_language.make_program(start.model, mesh, options, axes)
-    state = TrainingState(folder, saving.keep) if saving.every_steps else None
+    state = TrainingState(folder, saving.keep, saving.every_steps) if saving.every_steps else None
     progress = logs.Progress(sft.max_steps, "sft", "step")
     with contextlib.ExitStack() as opened:
+        opened.enter_context(preemption.training(state is not None))
+        if state:
+            opened.callback(state.close)
         metrics = logs.MetricsLog(workdir.root)
         own = opened.enter_context(metrics.open("sft", saving.every_steps)) if distributed.is_writer() else None
 
@@ -135,10 +139,6 @@ def train(config, workdir: Workdir, start: Loaded, texts: Sequence[Text], folder
                 own(step, found)
             progress.reach(step)
 
-        params = train_language.train(
-            program, start.params, texts, options, log, state=state, save_every=saving.every_steps
-        )
+        params = train_language.train(program, start.params, texts, options, log, state=state)
     progress.close()
-    if state:
-        state.close()
     return params

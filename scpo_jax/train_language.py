@@ -14,13 +14,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from scpo_jax import language_model, optimizer, sharding
-from scpo_jax.checkpoint import TrainingState
 from scpo_jax.data import order, packing
 from scpo_jax.data.batches import NO_TEXT
 from scpo_jax.data.encoding import Text
 from scpo_jax.models import module
 from scpo_jax.models.module import RewardModel, TextBatch
 from scpo_jax.train_reward import platform_of
+from scpo_jax.training_state import TrainingState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,13 +102,12 @@ def train(
     log: Callable[[int, dict], None],
     *,
     state: TrainingState | None = None,
-    save_every: int = 0,
 ) -> dict:
     """Trains from `params`, or goes on where `state` stands; returns whole parameters on the host.
 
     Args:
       log: called with (steps finished, metrics as floats).
-      state, save_every: where to save the training state, and every how many steps (0: never).
+      state: saves that of the training.
     """
     plan, placed = make_plan(texts, options, program), sharding.place(params, program.mesh, program.specs)
     live = {"params": placed, "opt_state": program.init(placed)}
@@ -120,7 +119,7 @@ def train(
         )
         found = {name: float(value) for name, value in jax.device_get(metrics).items()}
         log(k + 1, found | {"learning_rate": rate})
-        if state and save_every and (k + 1) % save_every == 0:
+        if state and state.is_due(k + 1):
             state.save(k + 1, live)
     whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(program.mesh, P()))(live["params"])
     return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_data(0)), whole)

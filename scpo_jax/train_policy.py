@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from scpo_jax import logs, optimizer, policy_program, ppo, sampling
-from scpo_jax.checkpoint import TrainingState
 from scpo_jax.data import completions, order
 from scpo_jax.data.packing import round_up
 from scpo_jax.errors import InputError
@@ -20,6 +19,7 @@ from scpo_jax.policy_prompts import Task
 from scpo_jax.policy_rewards import Rewards
 from scpo_jax.sampling import Prompts, Responses
 from scpo_jax.train_reward import derived_seed
+from scpo_jax.training_state import TrainingState
 
 # |pi / pi_old - 1| of any token before the first gradient step, and |log pi| by the cache less that without: both are
 # 0 but for rounding. bfloat16 has 8 bits.
@@ -70,7 +70,6 @@ def train(
     *,
     observe: Callable[[Sequence[str], Sequence[str]], dict] = lambda texts, groups: {},
     state: TrainingState | None = None,
-    save_every: int = 0,
     name: str = "policy",
 ) -> Trained:
     """Trains from `start`, or goes on where `state` stands.
@@ -81,7 +80,7 @@ def train(
       rewards: prepared for the groups of the tasks.
       log: called with (iterations finished, metrics as floats); those of a batch are of the policy before the update.
       observe: gives more metrics of a batch's texts and their groups, to be logged with the others.
-      state, save_every: where to save the training state, and every how many iterations (0: never).
+      state: saves that of the training.
     """
     placed = program.place(start)
     live = {"trained": placed.trained, "opt_state": program.init(placed.trained)}
@@ -138,7 +137,7 @@ def train(
         )
         live["kl_coef"] = np.asarray(adapted, np.float32)
         log(k + 1, found)
-        if state and save_every and (k + 1) % save_every == 0:
+        if state and state.is_due(k + 1):
             state.save(k + 1, live)
     return Trained(program.whole(live["trained"]["policy"]), options.steps, None)
 

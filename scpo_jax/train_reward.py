@@ -14,11 +14,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from scpo_jax import optimizer, score, sharding, skipping, train_step
-from scpo_jax.checkpoint import TrainingState
 from scpo_jax.data import batches, order, packing
 from scpo_jax.data.batches import Pairs
 from scpo_jax.models import lora
 from scpo_jax.score import ScoreFunction
+from scpo_jax.training_state import TrainingState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +143,6 @@ def train(
     score_function: ScoreFunction,
     shapes: np.ndarray | None = None,
     state: TrainingState | None = None,
-    save_every: int = 0,
     max_skipped: int = 10,
 ) -> list[Trained]:
     """Trains one RM from `params` for each of `trainings`, all at once, or goes on where `state` stands.
@@ -153,7 +152,7 @@ def train(
       log: called with (which training, steps finished, metrics as floats), in the order of the steps.
       score_function: compiled, judges held-out pairs before the first step, then every `options.eval_every` steps.
       shapes: that steps are packed in, as `choose_shapes` chose them; None chooses for these trainings alone.
-      state, save_every: where to save the training state, and every how many steps (0: never).
+      state: saves that of the training.
       max_skipped: skipped steps in a row, of one training, that end all with an InputError.
     """
     groups, pairs = padded(len(trainings), program.mesh), [t.pairs for t in trainings]
@@ -184,7 +183,7 @@ def train(
             options = trainings[g].options
             if judge and k < options.max_steps and ((k + 1) % options.eval_every == 0 or k + 1 == options.max_steps):
                 pending[-1][g] = keep_best(live, g, k + 1, judge, program.mesh)
-        if state and save_every and (k + 1) % save_every == 0:
+        if state and state.is_due(k + 1):
             log_step(log, watch, *pending)
             pending = None
             state.save(k + 1, live)

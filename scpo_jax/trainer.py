@@ -9,13 +9,14 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from scpo_jax import checkpoint, distributed, logs, score, sharding, tokens, train_reward, train_step
-from scpo_jax.checkpoint import Loaded, TrainingState
+from scpo_jax import checkpoint, distributed, logs, preemption, score, sharding, tokens, train_reward, train_step
+from scpo_jax.checkpoint import Loaded
 from scpo_jax.controls import Material
 from scpo_jax.data.batches import Pairs
 from scpo_jax.data.encoding import Text
 from scpo_jax.models.module import RewardModel
 from scpo_jax.train_reward import Training
+from scpo_jax.training_state import TrainingState
 from scpo_jax.workdir import Workdir, digest
 
 
@@ -100,13 +101,14 @@ class Trainer:
         trainings = [job.training for job in jobs]
         program = self._program(trainings[0].options)
         saving = self._config.checkpoint
-        state = TrainingState(state_folder, saving.keep) if saving.every_steps else None
+        state = TrainingState(state_folder, saving.keep, saving.every_steps) if saving.every_steps else None
         last = max(training.options.max_steps for training in trainings)
         what = trainings[0].name if len(jobs) == 1 else f"{jobs[0].card['method']}, {len(jobs)} groups at once"
         held = train_reward.bytes_held(program, self.start.params, trainings)
         logs.say(f"train {what}: parameters, gradients and optimizer take {held / 2**30:.2f} GiB on each device")
         progress = logs.Progress(last, f"train {what}", "step")
         with contextlib.ExitStack() as opened:
+            opened.enter_context(preemption.training(state is not None))
             if state:
                 opened.callback(state.close)
             named = trainings if distributed.is_writer() else []
@@ -117,7 +119,7 @@ class Trainer:
                     own[g](step, metrics)
                 progress.reach(step)
 
-            trained = self.fit(trainings, log, state, saving.every_steps)
+            trained = self.fit(trainings, log, state)
         progress.close()
         return trained
 
@@ -126,12 +128,11 @@ class Trainer:
         trainings: Sequence[Training],
         log: Callable[[int, int, dict], None],
         state: TrainingState | None = None,
-        save_every: int = 0,
     ) -> list[train_reward.Trained]:
         """Trains RMs at once and writes no checkpoint; the arguments are those of `train_reward.train`."""
         return train_reward.train(
             self._program(trainings[0].options), self.start.params, trainings,
-            log=log, score_function=self._score, shapes=self._shapes, state=state, save_every=save_every,
+            log=log, score_function=self._score, shapes=self._shapes, state=state,
             max_skipped=self._config.train.max_skipped,
         )  # fmt: skip
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from scpo_jax import checkpoint
-from scpo_jax.checkpoint import Loaded, TrainingState
+from scpo_jax.checkpoint import Loaded
 from scpo_jax.data import vocabulary
 from scpo_jax.errors import InputError
+from scpo_jax.training_state import TrainingState
 from tests import model_helpers
 
 CARD = {"method": "scpo", "group": "Côte d'Ivoire", "max_length": 64, "score_mean": 0.25, "pairs": 3}
@@ -84,13 +85,13 @@ def state_of(value: float) -> dict:
 
 
 def test_training_states(tmp_path):
-    states = TrainingState(tmp_path / "states", keep=2)
+    states = TrainingState(tmp_path / "states", keep=2, every=2)
     assert states.restore(state_of(0))[0] == 0
     for step in (2, 4, 6):
         states.save(step, state_of(step))
     states.close()
     assert sorted(path.name for path in (tmp_path / "states").iterdir()) == ["4", "6"]
-    again = TrainingState(tmp_path / "states", keep=2)
+    again = TrainingState(tmp_path / "states", keep=2, every=2)
     step, state = again.restore(state_of(0))
     again.close()
     assert step == 6 and state["step"] == 6 and state["step"].dtype == np.int32

@@ -12,13 +12,14 @@ import pytest
 from etils import epath
 
 from scpo_jax import benchmark, checkpoint, heads, score, sharding, train_reward, train_step
-from scpo_jax.checkpoint import Loaded, TrainingState
+from scpo_jax.checkpoint import Loaded
 from scpo_jax.configs import base
 from scpo_jax.data import batches, vocabulary
 from scpo_jax.errors import InputError
 from scpo_jax.models import lora, module
 from scpo_jax.models.lora import Lora
 from scpo_jax.train_reward import Training
+from scpo_jax.training_state import TrainingState
 from tests import model_helpers as helpers
 from tests.test_reference import make_program
 from tests.test_stacked import CAUSAL, SPARE
@@ -146,12 +147,12 @@ def fitted():
 
 def test_resuming_is_bitwise(fitted, tmp_path):
     logged, _, params = fitted
-    state = TrainingState(tmp_path / "state", keep=1)
+    state = TrainingState(tmp_path / "state", keep=1, every=2)
     with pytest.raises(Stop):
-        fit(wide(SPARE), stop_at=5, state=state, save_every=2)
+        fit(wide(SPARE), stop_at=5, state=state)
     state.close()
-    state = TrainingState(tmp_path / "state", keep=1)
-    again = fit(wide(SPARE), state=state, save_every=2)
+    state = TrainingState(tmp_path / "state", keep=1, every=2)
+    again = fit(wide(SPARE), state=state)
     state.close()
     assert 0 < len(again[0]) < len(logged) and again[0] == logged[-len(again[0]) :]
     jax.tree.map(np.testing.assert_array_equal, again[2], params)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from scpo_jax import checkpoint, judge, score, train_reward
-from scpo_jax.checkpoint import TrainingState
 from scpo_jax.data import preferences
 from scpo_jax.models import hf
 from scpo_jax.serve_blends import Blends
+from scpo_jax.training_state import TrainingState
 from scpo_jax.workdir import Workdir
 from tests.run_helpers import GROUPS, World, pairs, read_rows, refusal, scpo, write_rows
 from tests.test_resume import Killed, killing

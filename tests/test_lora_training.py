@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from scpo_jax import score, sharding, train_reward
-from scpo_jax.checkpoint import TrainingState
 from scpo_jax.models import lora, module
 from scpo_jax.models.lora import Lora
+from scpo_jax.training_state import TrainingState
 from tests.test_reference import make_program
 from tests.test_stacked import CAUSAL, SIZES, trainings
 from tests.test_train_reward import Stop, distance, some_pairs
@@ -108,12 +108,12 @@ def base_of(world) -> dict:
 
 
 def test_resuming_is_bitwise_and_saves_no_base(world, stacked, tmp_path):
-    state = TrainingState(tmp_path / "state", keep=1)
+    state = TrainingState(tmp_path / "state", keep=1, every=2)
     with pytest.raises(Stop):
-        world.train(world.groups, stop_at=5, state=state, save_every=2)
+        world.train(world.groups, stop_at=5, state=state)
     state.close()
-    state = TrainingState(tmp_path / "state", keep=1)
-    losses, params = world.train(world.groups, state=state, save_every=2)
+    state = TrainingState(tmp_path / "state", keep=1, every=2)
+    losses, params = world.train(world.groups, state=state)
     state.close()
     assert [len(own) for own in losses] == [2, 0, 2, 2, 0, 2, 2]
     jax.tree.map(np.testing.assert_array_equal, params, stacked[1])

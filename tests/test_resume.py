@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from scpo_jax import checkpoint, evaluate, score, stages
-from scpo_jax.checkpoint import TrainingState
 from scpo_jax.data import batches, preferences
+from scpo_jax.training_state import TrainingState
 from tests.run_helpers import STAGES, World, read_rows, unrounded_report
 
 

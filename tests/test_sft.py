@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from scpo_jax import checkpoint, sharding, train_language
-from scpo_jax.checkpoint import TrainingState
 from scpo_jax.data import completions
 from scpo_jax.data.encoding import Text
 from scpo_jax.errors import InputError
 from scpo_jax.models import hf, module
 from scpo_jax.train_language import Options
+from scpo_jax.training_state import TrainingState
 from tests import chat_helpers, run_helpers
 from tests import model_helpers as helpers
 
@@ -49,8 +49,7 @@ def train(program, params, **own):
         if step == own.get("killed_after"):
             raise KeyboardInterrupt
 
-    saving = {key: own[key] for key in ("state", "save_every") if key in own}
-    return losses, train_language.train(program, params, some_texts(), OPTIONS, log, **saving)
+    return losses, train_language.train(program, params, some_texts(), OPTIONS, log, state=own.get("state"))
 
 
 def test_it_learns_and_a_resumed_training_is_the_straight_one(tmp_path):
@@ -60,12 +59,12 @@ def test_it_learns_and_a_resumed_training_is_the_straight_one(tmp_path):
     assert not straight["score"]["kernel"].any() or np.array_equal(
         straight["score"]["kernel"], params["score"]["kernel"]
     )
-    state = TrainingState(tmp_path, keep=2)
+    state = TrainingState(tmp_path, keep=2, every=2)
     with pytest.raises(KeyboardInterrupt):
-        train(program, params, state=state, save_every=2, killed_after=5)
+        train(program, params, state=state, killed_after=5)
     state.close()
-    state = TrainingState(tmp_path, keep=2)
-    later, resumed = train(program, params, state=state, save_every=2)
+    state = TrainingState(tmp_path, keep=2, every=2)
+    later, resumed = train(program, params, state=state)
     state.close()
     assert later == losses[4:]
     jax.tree.map(np.testing.assert_array_equal, resumed, straight)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from scpo_jax import skipping, train_reward
-from scpo_jax.checkpoint import TrainingState
 from scpo_jax.data import batches
 from scpo_jax.errors import InputError
 from scpo_jax.models import module
 from scpo_jax.train_reward import Training
+from scpo_jax.training_state import TrainingState
 from tests.run_helpers import refusal
 from tests.test_reference import make_program
 from tests.test_train_reward import CONFIG, OPTIONS, some_pairs
@@ -88,14 +88,14 @@ def test_many_in_a_row_end_the_training_and_leave_what_was_saved(world, tmp_path
         return world[2].step(params, opt_state, batch, *numbers)
 
     options, pairs = dataclasses.replace(OPTIONS, max_steps=8), [some_pairs(16)]
-    state = TrainingState(tmp_path, keep=2)
+    state = TrainingState(tmp_path, keep=2, every=4)
     with jax.transfer_guard("allow"), pytest.raises(InputError, match="scpo/0: 3 steps in a row up to step 7 had no"):
-        train(world, pairs, allowing(step), options, state=state, save_every=4, max_skipped=3)
+        train(world, pairs, allowing(step), options, state=state, max_skipped=3)
     state.close()
     assert len(calls) in (7, 8)  # the host looks one step late
     assert (tmp_path / "4").is_dir() and not (tmp_path / "8").exists()
-    state = TrainingState(tmp_path, keep=2)
-    [resumed], logged = train(world, pairs, options=options, state=state, save_every=4)
+    state = TrainingState(tmp_path, keep=2, every=4)
+    [resumed], logged = train(world, pairs, options=options, state=state)
     state.close()
     [straight], _ = train(world, pairs, options=options)
     assert list(logged[0]) == [5, 6, 7, 8]

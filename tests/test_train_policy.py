@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from scpo_jax import policy_program, train_policy
-from scpo_jax.checkpoint import TrainingState
 from scpo_jax.errors import InputError
 from scpo_jax.policy_program import Read
 from scpo_jax.sampling import Responses
+from scpo_jax.training_state import TrainingState
 from tests import policy_helpers as helpers
 from tests.policy_helpers import OPTIONS
 
@@ -82,12 +82,12 @@ def test_a_resumed_training_is_the_straight_one(tmp_path):
     straight, first = helpers.train(options, made())
     assert abs(straight[1]["objective/kl"]) < 1e-5 < 1e-3 < abs(straight[2]["objective/kl"])  # warm-up
     assert len({row["objective/kl_coef"] for row in straight}) == 4
-    state = TrainingState(tmp_path, keep=2)
+    state = TrainingState(tmp_path, keep=2, every=2)
     with pytest.raises(KeyboardInterrupt):
-        helpers.train(options, made(), state=state, save_every=2, killed_after=3)
+        helpers.train(options, made(), state=state, killed_after=3)
     state.close()
-    state = TrainingState(tmp_path, keep=2)
-    later, second = helpers.train(options, made(), state=state, save_every=2)
+    state = TrainingState(tmp_path, keep=2, every=2)
+    later, second = helpers.train(options, made(), state=state)
     state.close()
     assert later == straight[2:] and first.kl == second.kl
     jax.tree.map(np.testing.assert_array_equal, first.policy, second.policy)

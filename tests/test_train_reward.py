@@ -112,12 +112,12 @@ def test_resuming_gives_the_same_bits(program, params, tmp_path, score_function)
     options = train_reward.dataclasses.replace(OPTIONS, eval_every=2)
     given = program, params, some_pairs(9), options, some_pairs(5, seed=1)
     straight, log = run(*given, score_function=score_function)
-    state = train_reward.TrainingState(tmp_path / "state", keep=2)
+    state = train_reward.TrainingState(tmp_path / "state", keep=2, every=2)
     with pytest.raises(Stop):
-        run(*given, score_function=score_function, state=state, save_every=2, stop_at=5)
+        run(*given, score_function=score_function, state=state, stop_at=5)
     state.close()
-    state = train_reward.TrainingState(tmp_path / "state", keep=2)
-    resumed, rest = run(*given, score_function=score_function, state=state, save_every=2)
+    state = train_reward.TrainingState(tmp_path / "state", keep=2, every=2)
+    resumed, rest = run(*given, score_function=score_function, state=state)
     state.close()
     assert [k for k, _ in rest] == [5, 6] and rest == log[5:]
     assert distance(resumed.params, straight.params) == 0 and resumed.step == straight.step
