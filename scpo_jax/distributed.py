@@ -20,6 +20,7 @@ from scpo_jax.errors import InputError
 SECONDS_TO_MEET = 300  # until all processes have been started
 SECONDS_AT_BARRIER = 3600  # longer than process 0 works alone while the others wait
 SECONDS_TO_HEAR = 10  # until all processes know that one has failed
+MILLISECONDS_FOR_EVER = 10**9
 SECONDS_TO_LEAVE = 3  # until a process that knows it has left: jax aborts one that outlives process 0
 END = "scpo/end"  # key under which a process says that, and why, all have to end
 
@@ -33,7 +34,7 @@ class _Here:
 
     def __init__(self):
         self.index, self.count, self.client, self.watcher = 0, 1, None, None
-        self.calls, self.ending = itertools.count(), threading.Lock()
+        self.calls, self.ending, self.finished = itertools.count(), threading.Lock(), False
 
 
 _here = _Here()
@@ -92,6 +93,8 @@ def _join() -> None:
     if _here.count > 1:
         _here.watcher = threading.Thread(target=_watch, daemon=True)
         _here.watcher.start()
+        if is_writer():
+            threading.Thread(target=_watch_others, daemon=True).start()
 
 
 def count() -> int:
@@ -121,6 +124,8 @@ def _wait(key: str, name: str, seconds: float) -> None:
     except RuntimeError as error:
         missing = re.findall(r"^(?:.*task:)?(\d+)$", str(error).partition("timed out task names:")[2], re.MULTILINE)
         who = f"process {', '.join(missing)} did not come" if missing else str(error).splitlines()[0]
+        if lost := _lost_in(error):
+            raise PeerError(f"process {lost} is lost, at {name!r}: it sent no heartbeat") from error
         raise PeerError(f"waited {seconds:g} s for all {_here.count} processes at {name!r}: {who}") from error
 
 
@@ -211,6 +216,7 @@ def finish() -> None:
     import jax
 
     barrier("the end")
+    _here.finished = True
     if is_writer():
         tell(END, json.dumps({"line": "", "code": 0}))
     _here.watcher.join(SECONDS_TO_HEAR)
@@ -222,25 +228,49 @@ def _watch() -> None:
     """Ends this process, whatever it is waiting for, when another one has failed."""
     heard = hear(END)
     if heard is None:
-        return  # process 0 is gone, and jax says so
+        if not _here.finished:
+            _leave("process 0 is lost", 1)  # before jax aborts this process for it
+        return
     told = json.loads(heard)
     if told["code"] and _here.ending.acquire(blocking=False):
         print(f"scpo: {told['line']}", file=sys.stderr, flush=True)
         _leave_together(told["code"])
 
 
+def _watch_others() -> None:
+    """Ends process 0, and so all, when another one is silent: it waits where nobody else comes."""
+    try:
+        _here.client.wait_at_barrier("scpo/nobody", MILLISECONDS_FOR_EVER)
+    except RuntimeError as error:
+        if (lost := _lost_in(error)) and not _here.finished:
+            end(f"error: process {lost} is lost: it sent no heartbeat", 1)
+
+
+def _lost_in(error: RuntimeError) -> str:
+    """Which process an error of the transport says is lost; "" where it says nothing of the kind."""
+    found = re.search(r"Task (\d+) heartbeat timeout", str(error))
+    return found.group(1) if found else ""
+
+
 def _leave_together(code: int) -> None:
     """Ends this process; process 0, through which the others hear of it, after they have ended."""
     heard = f"{END} heard/"
-    try:
-        _here.client.key_value_set(f"{heard}{_here.index}", "")
-        if is_writer():
-            for i in range(1, _here.count):
-                _here.client.blocking_key_value_get(f"{heard}{i}", 1000 * SECONDS_TO_HEAR)
-            time.sleep(SECONDS_TO_LEAVE)
-    except RuntimeError:  # one of them hears nothing any more
-        pass
+    tell(f"{heard}{_here.index}", "")
+    silent = [i for i in range(1, _here.count) if not _has_told(f"{heard}{i}")] if is_writer() else []
+    if silent:
+        _leave(f"process {', '.join(map(str, silent))} is lost: it does not answer", code)
+    if is_writer():
+        time.sleep(SECONDS_TO_LEAVE)
     _leave("", code)
+
+
+def _has_told(key: str) -> bool:
+    """Whether something is told under a key soon."""
+    try:
+        _here.client.blocking_key_value_get(key, 1000 * SECONDS_TO_HEAR)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _leave(line: str, code: int) -> None:

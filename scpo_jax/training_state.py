@@ -162,7 +162,9 @@ def as_like(like, restored):
     """
     if not isinstance(like, jax.Array):
         return np.asarray(restored if np.shape(restored) == like.shape else regrouped(restored, like))
-    return restored if restored.shape == like.shape else jax.jit(regrouped, out_shardings=like.sharding)(restored, like)
+    if restored.shape == like.shape:
+        return restored
+    return jax.jit(regrouped, out_shardings=like.sharding)(restored, like).block_until_ready()  # see checksums.of_tree
 
 
 def regrouped(restored, like) -> jax.Array:

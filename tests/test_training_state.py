@@ -1,0 +1,228 @@
+"""The state of a training: the newest whole one is taken, onto any devices; what is broken is told and nothing lost."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from scpo_jax import checksums, preemption, score, sharding, train_reward, training_state
+from scpo_jax.errors import InputError
+from scpo_jax.models import module
+from scpo_jax.training_state import TrainingState
+from tests import test_stacked
+from tests.run_helpers import snapshot
+from tests.test_reference import make_program
+from tests.test_train_reward import some_pairs
+
+
+def state_of(value: float) -> dict:
+    values = np.random.default_rng(int(value)).normal(size=(90, 70)).astype(np.float32)
+    return {"params": {"w": jax.numpy.asarray(values)}, "best_step": np.full(3, value, np.int32)}
+
+
+def open_state(folder, **own) -> TrainingState:
+    return TrainingState(folder, **{"keep": 3, "every": 2} | own)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder with the states after 2 and 4 steps."""
+    folder = tmp_path_factory.mktemp("saved") / "states"
+    states = open_state(folder)
+    assert states.restore(state_of(0))[0] == 0
+    for step in (2, 4):
+        states.save(step, state_of(step))
+    states.close()
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "states")
+    return tmp_path / "states"
+
+
+def restored(folder) -> tuple[int, dict]:
+    states = open_state(folder)
+    try:
+        return states.restore(state_of(0))
+    finally:
+        states.close()
+
+
+def largest(state):
+    return max((path for path in state.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def truncate(state):
+    for path in state.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def remove(state):
+    largest(state).unlink()
+
+
+def zero(state):
+    largest(state).write_bytes(bytes(largest(state).stat().st_size))
+
+
+def exchange(state):
+    """Orbax reads it without complaint."""
+    shutil.rmtree(state / "state")
+    shutil.copytree(state.parent / "2" / "state", state / "state")
+
+
+DAMAGES = [truncate, remove, zero, exchange]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda own: own.__name__)
+def test_a_damaged_state_is_told_and_the_one_before_taken(damage, folder, capsys):
+    damage(folder / "4")
+    step, state = restored(folder)
+    assert step == 2 and not (folder / "4").exists()
+    jax.tree.map(np.testing.assert_array_equal, state, state_of(2))
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and "the state after 4 steps is damaged, removed (" in said[0]
+    assert said[1].endswith("states: goes on after 2 steps")
+    assert ("2 arrays are not what was saved, first ['best_step']" in said[0]) == (damage is exchange)
+
+
+def test_where_all_are_broken_nothing_is_overwritten(folder):
+    for step in ("2", "4"):
+        zero(folder / step)
+    before = snapshot(folder)
+    with pytest.raises(
+        InputError, match="has no training state that is whole: that after 4 steps is damaged .* others"
+    ):
+        restored(folder)
+    assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize("version", ["none", 99])
+def test_another_version_is_refused(version, folder):
+    if version == "none":  # before there were schemas
+        for step in ("2", "4"):
+            shutil.rmtree(folder / step / "about")
+            (folder / step / "state").rename(folder / step / "default")
+    else:
+        about = folder / "4" / "about" / "metadata"
+        about.write_text(json.dumps(json.loads(about.read_text()) | {"schema_version": 99}))
+    before = snapshot(folder)
+    with pytest.raises(
+        InputError, match="has schema (0|99), this version reads 1: remove the folder to begin anew, or"
+    ):
+        restored(folder)
+    assert snapshot(folder) == before
+
+
+def test_going_on_elsewhere_is_said(folder, monkeypatch, capsys):
+    now = training_state.place()
+    monkeypatch.setattr(training_state, "place", lambda: now | {"devices": 8, "cpus": 3})
+    assert restored(folder)[0] == 4
+    said = capsys.readouterr().err
+    assert f"goes on after 4 steps, elsewhere (devices {now['devices']} -> 8, cpus {now['cpus']} -> 3): " in said
+
+
+def test_the_last_state_is_written_before_all_ends(folder, monkeypatch):
+    states = open_state(folder)
+    assert [states.is_due(step) for step in (5, 6, 7)] == [False, True, False]
+    monkeypatch.setattr(preemption, "due", lambda: True)
+    assert states.is_due(7)
+    with pytest.raises(preemption.Interrupted, match="the state after 7 steps is saved in"):
+        states.save(7, state_of(7))
+    assert restored(folder)[0] == 7  # a manager of its own: it stands, though the first is not closed
+    states.close()
+
+
+def test_checksums():
+    """By a loop over Python's integers; of any bits, and in any parts."""
+    values = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+    words = values.view(np.uint32).reshape(-1)
+    expected = sum(int(word) * (2 * i + 1) for i, word in enumerate(words)) % 2**32
+    assert int(checksums.checksum(values)) == expected
+    assert checksums.of_tree({"a": {"b": np.int32(7)}}) == {"['a']['b']": 7}
+    for leaf in (np.ones(2, np.int8), jax.numpy.ones(2, jax.numpy.bfloat16), np.zeros((0, 2), np.float32)):
+        bits = np.asarray(leaf).view(f"u{leaf.dtype.itemsize}").astype(int)
+        assert int(checksums.checksum(leaf)) == bits.sum() * 2
+    changed = values.copy()
+    changed[1, 2] = np.nextafter(changed[1, 2], 9)
+    assert int(checksums.checksum(changed)) != expected != int(checksums.checksum(values.reshape(5, 3)[::-1]))
+
+
+class Stop(Exception):
+    """Ends a training."""
+
+
+def train(shape, state=None, stop_at=None):
+    """(losses by group and step, scores of fixed texts, state restored) of three groups on a mesh."""
+    model = module.build(test_stacked.SPARE)
+    params, function = module.init(model, jax.random.key(3)), score.score_function(model, "float32")
+    program = make_program(model, test_stacked.OPTIONS, sharding.make_mesh(*shape, jax.devices()[: np.prod(shape)]))
+    trainings, losses = test_stacked.trainings((40, 3, 17), steps=8), {}
+
+    def log(g, step, metrics):
+        losses[g, step] = metrics["loss"]
+        if step == stop_at:
+            raise Stop
+
+    try:
+        trained = train_reward.train(program, params, trainings, log=log, score_function=function, state=state)
+    except Stop:
+        return losses, None
+    finally:
+        if state:
+            state.close()
+    fixed = some_pairs(32, seed=99)
+    texts = [*fixed.chosen, *fixed.rejected]
+    return losses, [score.score_texts(function, jax.device_get(one.params), texts) for one in trained]
+
+
+def on_eight_devices(folder) -> None:
+    """One training that goes on from 1 device to (2, 4, 1), to (8, 1, 1) and back to 1, as the straight one."""
+    straight, scores = train((1, 1, 1))
+    seen, kept = {}, {}
+    restore, save = TrainingState.restore, TrainingState.save
+
+    def saving(self, step, state):
+        kept[step] = jax.device_get(state)
+        save(self, step, state)
+
+    def restoring(self, like):
+        step, state = restore(self, like)
+        if step:
+            count = min(len(state["best_step"]), len(kept[step]["best_step"]))
+            assert count >= 3
+            for ours, theirs in zip(*map(jax.tree.leaves, (jax.device_get(state), kept[step])), strict=True):
+                np.testing.assert_array_equal(ours[:count], theirs[:count])
+            for ours, wanted in zip(*map(jax.tree.leaves, (state["params"], like["params"])), strict=True):
+                assert ours.sharding == wanted.sharding
+        print("restored", step, len(state["best_step"]))
+        return step, state
+
+    TrainingState.restore, TrainingState.save = restoring, saving
+    for shape, stop_at in (((1, 1, 1), 3), ((2, 4, 1), 5), ((8, 1, 1), 7), ((1, 1, 1), None)):
+        losses, found = train(shape, open_state(folder, keep=1), stop_at)
+        seen |= losses
+    for key, loss in straight.items():
+        np.testing.assert_allclose(seen[key], loss, rtol=0, atol=1e-5)
+    assert np.std(scores[0]) > 1e-3
+    np.testing.assert_allclose(found, scores, rtol=0, atol=1e-5)
+
+
+def test_other_meshes(tmp_path):
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-m", "tests.test_training_state", str(tmp_path / "states")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["restored 0 3", "restored 2 4", "restored 4 8", "restored 6 3"]
+
+
+if __name__ == "__main__":
+    on_eight_devices(sys.argv[1])
