@@ -1,11 +1,11 @@
-"""Trainings that are killed at random moments and go on end bitwise as one that nothing disturbed; a table, exit code 1
-where one does not.
+"""Trainings that are killed at random moments go on to what one gives that nothing disturbs, bitwise.
 
     python -m tests.faults.kills --kills=20 --signal=KILL,TERM
 
-Half of the moments follow the beginning of a save, which goes on in the background. What SIGTERM ends has to end within
-30 s with exit code 75 and, in a training, with its state saved, at which the next attempt begins. Each attempt is a
-process of its own, forked from this one, in which everything has been imported.
+Half of the moments follow the beginning of a save, which is written in the background. What gets SIGTERM has to end
+within 30 s with exit code 75 and, in a training, with its state saved, which the next attempt has to begin with. Each
+attempt is a process of its own, forked from this one, where all has been imported. A line for each kill; exit code 1
+where something is not as it has to be.
 """
 
 import argparse
@@ -22,32 +22,30 @@ import warnings
 import jax
 import numpy as np
 
-from scpo_jax import checkpoint, preemption  # noqa: F401: stages are forked with all that they import
-from scpo_jax import main as scpo
+from scpo_jax import checkpoint, main, preemption
+from scpo_jax import pipeline as _pipeline  # noqa: F401 (imported once for all attempts)
 from tests.run_helpers import World, read_rows
 
-STEPS, EVERY = 16, 2
+STEPS, EVERY = 12, 2
 STAGES = "prepare,global,score,select"
-FLAGS = [
-    "--config.scpo.methods=scpo,full",
-    f"--config.train.max_steps={STEPS}",
-    f"--config.checkpoint.every_steps={EVERY}",
-]
+FLAGS = (
+    "--config.scpo.methods=scpo", f"--config.train.max_steps={STEPS}", f"--config.checkpoint.every_steps={EVERY}",
+)  # fmt: skip
 SECONDS_TO_END = 30
 SECONDS_AT_MOST = 900  # of an attempt, on a busy machine
-SAVED, RESUMED = r"the state after (\d+) steps is saved", r"goes on after (\d+) steps"
+TOO_LATE = ["it had ended before"]
 
 
 class Attempt:
     """A process of `scpo run` in a workdir."""
 
     def __init__(self, world: World, workdir: pathlib.Path, *flags: str):
-        self.log = workdir.parent / f"{workdir.name}.log"
+        self._log = workdir.parent / f"{workdir.name}.log"
         command = ["scpo", "run", f"--config={world.config}", f"--workdir={workdir}", *FLAGS, *flags]
         self.began, self.code = time.monotonic(), None
         self._pid = os.fork()
         if not self._pid:
-            run_here(command, self.log)
+            become_scpo(command, self._log)
 
     def ended(self) -> bool:
         """Whether it has; `code` is then its exit code."""
@@ -60,26 +58,31 @@ class Attempt:
         """Waits for its end; seconds since it began."""
         while not self.ended():
             if time.monotonic() - self.began > SECONDS_AT_MOST:
-                self.send(signal.SIGKILL)
+                self.send("KILL")
             time.sleep(0.005)
         return time.monotonic() - self.began
 
-    def send(self, which: signal.Signals) -> None:
-        os.kill(self._pid, which)
+    def send(self, which: str) -> None:
+        """Sends it a signal."""
+        os.kill(self._pid, signal.Signals[f"SIG{which}"])
 
-    def steps(self, pattern: str) -> list[int]:
-        """The numbers of steps in what it said."""
-        return [int(found) for found in re.findall(pattern, self.log.read_text())]
+    def said(self) -> str:
+        """What it has said."""
+        return self._log.read_text()
+
+    def steps(self, words: str) -> list[int]:
+        """The numbers of steps that it has said with these words."""
+        return [int(found) for found in re.findall(words.replace("N", r"(\d+)"), self.said())]
 
 
-def run_here(command: list[str], log: pathlib.Path) -> None:
-    """Becomes `scpo`, and ends."""
+def become_scpo(command: list[str], log: pathlib.Path) -> None:
+    """Runs a command as the console script does, writes to a file what it says, and ends."""
     code = 1
     try:
-        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(file, 1), os.dup2(file, 2)
         preemption.listen()
-        code = scpo.main(command)
+        code = main.main(command)
     finally:
         sys.stderr.flush()
         os._exit(code)
@@ -87,79 +90,68 @@ def run_here(command: list[str], log: pathlib.Path) -> None:
 
 def wait_for_moment(attempt: Attempt, workdir: pathlib.Path, rng: np.random.Generator, seconds: float) -> str:
     """Waits for a random moment of an attempt that takes so many seconds; what moment it is."""
-    kind, step = (
-        rng.choice(["any time", "in a training", "in a save", "in a save"]),
-        EVERY * int(rng.integers(1, STEPS // EVERY)),
-    )
-    method, pause = rng.choice(["scpo", "full"]), rng.uniform(0, 1)
+    kind = rng.choice(["any time", "in a training", "in a save", "in a save"])
+    step, share = EVERY * int(rng.integers(1, STEPS // EVERY)), rng.uniform(0, 1)
     if kind == "any time":
-        limit = attempt.began + pause * seconds
+        limit = attempt.began + share * seconds
         while time.monotonic() < limit and not attempt.ended():
             time.sleep(0.002)
-        return f"{pause * seconds:.1f} s after its start"
-    wanted = f"{method}-*/{step}" if kind == "in a training" else f"{method}-*/{step}.orbax-checkpoint-tmp*"
-    later = f"{method}-*/{step}"
-    states = workdir / "checkpoints" / "training"
-    while not any(states.glob(wanted)) and not any(states.glob(later)) and not attempt.ended():
+        return f"{share * seconds:.1f} s after its start"
+    states, begun = workdir / "checkpoints" / "training", f"*/{step}.orbax-checkpoint-tmp*"
+    wanted = (begun, f"*/{step}") if kind == "in a save" else (f"*/{step}",)
+    while not any(any(states.glob(own)) for own in wanted) and not attempt.ended():
         time.sleep(0.0005)
-    pause *= 0.1 if kind == "in a save" else 0.3
+    pause = share * (0.1 if kind == "in a save" else 0.3)
     time.sleep(pause)
-    return f"{1000 * pause:.0f} ms after {'the beginning of the save' if kind == 'in a save' else 'the save'} of {method} {step}"
+    return f"{1000 * pause:.0f} ms after the {'beginning' if kind == 'in a save' else 'end'} of the save of step {step}"
 
 
-def trial(world: World, prepared: pathlib.Path, workdir: pathlib.Path, which: str, rng, seconds: float) -> list[str]:
-    """One kill, and going on to the end; prints a row of the table, returns what is wrong."""
-    shutil.copytree(prepared, workdir)
-    killed, wrong = Attempt(world, workdir), []
+def trial(world: World, workdir: pathlib.Path, which: str, rng: np.random.Generator, seconds: float) -> list[str]:
+    """One kill, and going on to the end; prints a line, returns what is wrong."""
+    killed = Attempt(world, workdir)
     moment = wait_for_moment(killed, workdir, rng, seconds)
-    if killed.ended():
-        return ["too late"]
     told = time.monotonic()
-    killed.send(signal.Signals[f"SIG{which}"])
+    killed.send(which)
     killed.wait()
-    took = time.monotonic() - told
-    saved = killed.steps(SAVED)
+    took, saved = time.monotonic() - told, killed.steps("the state after N steps is saved")
     if killed.code == 0:
-        return ["too late"]
+        return TOO_LATE
+    wrong = []
     if killed.code != (preemption.CODE if which == "TERM" else -signal.SIGKILL):
-        wrong.append(f"exit code {killed.code}")
+        wrong.append(f"exit code {killed.code}: {killed.said()[-300:]}")
     if which == "TERM" and took > SECONDS_TO_END:
         wrong.append(f"it took {took:.0f} s to end")
-    shutil.copy(killed.log, f"{killed.log}.killed")
     resumed = Attempt(world, workdir)
     resumed.wait()
-    begun = resumed.steps(RESUMED)
+    begun = resumed.steps("goes on after N steps")
     if resumed.code:
-        wrong.append(f"going on: exit code {resumed.code}: {resumed.log.read_text()[-300:]}")
-    if saved and saved != begun[:1]:
-        wrong.append(f"saved after {saved} steps, resumed after {begun}")
-    if "damaged" in resumed.log.read_text():
+        wrong.append(f"going on: exit code {resumed.code}: {resumed.said()[-300:]}")
+    if saved and saved != begun:
+        wrong.append(f"saved after {saved} steps, gone on with after {begun}")
+    if "damaged" in resumed.said():
         wrong.append("a state was damaged")
-    ended = f"{took:5.1f} s, {killed.code:4}"
+    steps = [str(found[0]) if found else "-" for found in (saved, begun)]
     print(
-        f"{which:5} {moment:52} {ended:14} {str(saved[0] if saved else '-'):>5} {str(begun[0] if begun else '-'):>7}  ",
-        end="",
+        f"{which:4} {moment:50} {took:5.1f} s {killed.code:5} {steps[0]:>5} {steps[1]:>7}  {'; '.join(wrong)}",
+        flush=True,
     )
-    print("; ".join(wrong) or "ended", flush=True)
     return wrong
 
 
 def differences(workdir: pathlib.Path, straight: pathlib.Path) -> list[str]:
     """What of a run is not bitwise that of another."""
-    wrong, folders = [], [path.parent.relative_to(straight) for path in straight.glob("checkpoints/**/params")]
-    found = [path.parent.relative_to(workdir) for path in workdir.glob("checkpoints/**/params")]
-    if sorted(found) != sorted(folders):
-        wrong.append(f"other checkpoints: {sorted(map(str, found))}")
-    for folder in folders:
-        ours, theirs = (jax.tree.leaves(checkpoint.load(run / folder).params) for run in (workdir, straight))
-        if not all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True)):
+    wrong, runs = [], (workdir, straight)
+    ours, theirs = (sorted(path.parent.relative_to(run) for path in run.glob("checkpoints/**/params")) for run in runs)
+    if ours != theirs or len(ours) != 4:
+        return [f"checkpoints {list(map(str, ours))}"]
+    for folder in ours:
+        a, b = (jax.tree.leaves(checkpoint.load(run / folder).params) for run in runs)
+        if not all(map(np.array_equal, a, b)):
             wrong.append(f"{folder} has other parameters")
-    steps = [
-        sorted((r["training"], r["step"]) for r in read_rows(run / "metrics.jsonl")) for run in (workdir, straight)
-    ]
+    steps = [sorted((row["training"], row["step"]) for row in read_rows(run / "metrics.jsonl")) for run in runs]
     if steps[0] != steps[1]:
         wrong.append("metrics.jsonl has other steps")
-    rest = [path for path in (workdir / "checkpoints").glob("**/*") if "orbax-checkpoint-tmp" in path.name]
+    rest = [str(path) for path in workdir.glob("checkpoints/**/*") if path.name.partition(".")[2].startswith("orbax")]
     if rest or (workdir / "checkpoints" / "training").exists():
         wrong.append(f"left behind: {rest or 'training states'}")
     return wrong
@@ -168,36 +160,36 @@ def differences(workdir: pathlib.Path, straight: pathlib.Path) -> list[str]:
 def run(folder: pathlib.Path, kills: int, signals: list[str], seed: int) -> bool:
     """`kills` trials with each signal; whether all ended as they have to."""
     world, rng = World(folder), np.random.default_rng(seed)
-    prepared, straight = folder / "prepared", folder / "straight"
-    if Attempt(world, prepared, f"--stages={STAGES}").wait() is None or not prepared.exists():
-        raise SystemExit(f"the run could not be prepared, see {prepared}.log")
-    shutil.copytree(prepared, straight)
-    first = Attempt(world, straight)
-    first.wait()
-    assert first.code == 0, first.log.read_text()
-    shutil.copytree(prepared, folder / "again")
-    seconds = Attempt(world, folder / "again").wait()  # all is compiled now
-    print(f"undisturbed: {seconds:.1f} s, {STEPS} steps of two lots of RMs, a state every {EVERY}; seed {seed}")
-    print(f"{'':5} {'killed':52} {'ended':14} {'saved':>5} {'resumed':>7}")
-    runs, bad = [("", folder / "again")], 0
+    prepared, straight, again = (folder / name for name in ("prepared", "straight", "again"))
+
+    def copy(workdir: pathlib.Path) -> pathlib.Path:
+        return shutil.copytree(prepared, workdir)
+
+    for attempt in (Attempt(world, prepared, f"--stages={STAGES}"), Attempt(world, copy(straight))):
+        attempt.wait()
+        if attempt.code:
+            raise SystemExit(attempt.said())
+    seconds = Attempt(world, copy(again)).wait()  # all is compiled now
+    print(f"undisturbed: {seconds:.1f} s; {STEPS} steps of three RMs at once, a state every {EVERY}; seed {seed}")
+    print(f"{'':4} {'killed':50} {'ended':>7} {'code':>5} {'saved':>5} {'went on':>7}", flush=True)
+    runs, bad = [again], 0
     for which in signals:
         done = 0
         while done < kills:
-            workdir = folder / f"{which}-{len(runs)}"
-            wrong = trial(world, prepared, workdir, which, rng, seconds)
-            runs.append((which, workdir))
-            done, bad = done + (wrong != ["too late"]), bad + bool(wrong and wrong != ["too late"])
-    equal = 0
-    for which, workdir in runs:
-        wrong = differences(workdir, straight)
-        equal += not wrong
-        if wrong:
-            print(f"{workdir.name}: {'; '.join(wrong)}")
-    print(f"{equal} of {len(runs)} runs bitwise equal to the undisturbed one; {bad} ended otherwise than they have to")
-    return equal == len(runs) and not bad
+            runs.append(copy(folder / f"{which}-{len(runs)}"))
+            wrong = trial(world, runs[-1], which, rng, seconds)
+            done += wrong is not TOO_LATE
+            bad += bool(wrong) and wrong is not TOO_LATE
+    different = {workdir.name: wrong for workdir in runs if (wrong := differences(workdir, straight))}
+    for name, wrong in different.items():
+        print(f"{name}: {'; '.join(wrong)}")
+    print(
+        f"{len(runs) - len(different)} of {len(runs)} runs are bitwise the undisturbed one; {bad} ended as none should"
+    )
+    return not different and not bad
 
 
-def main() -> int:
+def command_line() -> int:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--kills", type=int, default=20, help="of each signal")
     flags.add_argument("--signal", default="KILL,TERM")
@@ -213,4 +205,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line())
