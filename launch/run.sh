@@ -103,7 +103,9 @@ if [ -n "$local_run" ]; then
     extra='[cuda]'
   fi
   install_scpo "$venv" "$root" "$extra" "$config" ${config_flags[@]+"${config_flags[@]}"}
-  run "$venv/bin/scpo" run "--config=$config" "--workdir=$workdir" ${flags[@]+"${flags[@]}"}
+  set -- "$venv/bin/scpo" run "--config=$config" "--workdir=$workdir" ${flags[@]+"${flags[@]}"}
+  echo "+ $(quoted "$@")"
+  [ -n "$dry_run" ] || exec "$@" # signals are for it, and so is the exit code
   exit
 fi
 

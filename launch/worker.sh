@@ -70,7 +70,7 @@ start() {
 work() {
   local code interrupted=1
   echo "+ $(quoted "$@")"
-  trap 'interrupted=1' TERM # the command gets the signal as well, and says with which code it ends
+  trap 'interrupted=1; kill -TERM "$!" 2>/dev/null || true' TERM # the command says with which code it ends
   "$@" &
   while [ -n "$interrupted" ]; do
     interrupted='' code=0

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from absl import flags
 
 from scpo_jax import __version__, distributed, preemption
-from scpo_jax.errors import InputError
+from scpo_jax.errors import InputError, is_disk_full
 
 
 class Command(NamedTuple):
@@ -331,6 +331,9 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return distributed.fail("interrupted; the same command goes on from here", 130)
     except Exception as error:
+        if is_disk_full(error):
+            why = " ".join(str(error).split())[:300]
+            return distributed.fail(f"error: the disk is full: {why}: make room, the same command goes on from here", 2)
         if distributed.count() > 1:
             traceback.print_exc()
             distributed.fail(f"error: {type(error).__name__}: {error}", 1)

@@ -1,6 +1,8 @@
 """launch/run.sh on TPU slices, with a stand-in for gcloud: what it asks for, and what it does when things go wrong."""
 
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -180,6 +182,28 @@ def test_the_same_command_shows_a_run_again_another_is_refused_and_stop_ends_it(
     assert len(pod.read("began")) == 2
     logs = [pod.folder / f"w{i}" / "scpo-run" / "run" / "log" for i in (0, 1)]
     assert all("saved" in log.read_text() for log in logs)
+
+
+def test_sigterm_reaches_the_run_which_is_started_again(cloud):
+    """As a machine tells all its processes that it is about to be taken away, one after the other."""
+    cloud.plays(scpo_0=["forever", "0"])
+    process = cloud.popen("--tpu=pod", "--zone=z", "--type=v5litepod-8", "configs/demo.py", "gs://b/r")
+    pid = cloud.folder / "w0" / "scpo-run" / "run" / "pid"
+    wait_for(lambda: len(cloud.read("began")) == 1 and pid.exists(), process)
+    os.kill(int(pid.read_text()), signal.SIGTERM)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0 and "saved" in out
+    assert "launch: the run ended: 75; starting it again" in err.splitlines()
+    assert [line.split(": ")[1] for line in cloud.read("began")] == ["forever", "0"]
+
+
+def test_sigterm_on_this_machine(cloud):
+    cloud.plays(scpo_here=["forever"])
+    process = cloud.popen("--local", "configs/demo.py", "runs/x")
+    wait_for(lambda: len(cloud.read("began")) == 1, process)
+    process.terminate()
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 75 and "saved" in out
 
 
 def test_fetch_and_delete(cloud):

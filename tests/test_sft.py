@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from scpo_jax import checkpoint, sharding, train_language
+from scpo_jax import checkpoint, preemption, sharding, train_language
 from scpo_jax.data import completions
 from scpo_jax.data.encoding import Text
 from scpo_jax.errors import InputError
@@ -40,19 +40,17 @@ def make(devices=1):
     return module.init(model, jax.random.key(0)), train_language.make_program(model, mesh, OPTIONS, sharding.AXES)
 
 
-def train(program, params, **own):
+def train(program, params, state=None):
     """(losses, parameters) of a training."""
     losses = []
 
     def log(step, metrics):
         losses.append(metrics["loss"])
-        if step == own.get("killed_after"):
-            raise KeyboardInterrupt
 
-    return losses, train_language.train(program, params, some_texts(), OPTIONS, log, state=own.get("state"))
+    return losses, train_language.train(program, params, some_texts(), OPTIONS, log, state=state)
 
 
-def test_it_learns_and_a_resumed_training_is_the_straight_one(tmp_path):
+def test_it_learns_and_a_resumed_training_is_the_straight_one(tmp_path, monkeypatch):
     params, program = make()
     losses, straight = train(program, params)
     assert losses[0] == pytest.approx(np.log(40), rel=0.02) and losses[-1] < losses[0] - 0.5
@@ -60,13 +58,15 @@ def test_it_learns_and_a_resumed_training_is_the_straight_one(tmp_path):
         straight["score"]["kernel"], params["score"]["kernel"]
     )
     state = TrainingState(tmp_path, keep=2, every=2)
-    with pytest.raises(KeyboardInterrupt):
-        train(program, params, state=state, killed_after=5)
+    asked = []
+    monkeypatch.setattr(preemption, "due", lambda: asked.append(1) or len(asked) == 5)
+    with pytest.raises(preemption.Interrupted, match="the state after 5 steps is saved"):
+        train(program, params, state)
     state.close()
     state = TrainingState(tmp_path, keep=2, every=2)
-    later, resumed = train(program, params, state=state)
+    later, resumed = train(program, params, state)
     state.close()
-    assert later == losses[4:]
+    assert later == losses[5:]
     jax.tree.map(np.testing.assert_array_equal, resumed, straight)
 
 

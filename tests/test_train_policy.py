@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from scpo_jax import policy_program, train_policy
+from scpo_jax import policy_program, preemption, train_policy
 from scpo_jax.errors import InputError
 from scpo_jax.policy_program import Read
 from scpo_jax.sampling import Responses
@@ -77,19 +77,21 @@ def test_a_budget_ends_it_with_the_last_policy_within():
     assert len(found) == trained.steps == 2 and trained.kl > found[-1]["objective/kl"]
 
 
-def test_a_resumed_training_is_the_straight_one(tmp_path):
+def test_a_resumed_training_is_the_straight_one(tmp_path, monkeypatch):
     options = dataclasses.replace(OPTIONS, steps=4, kl_target=0.1, kl_coef=0.2, kl_budget=50.0, value_warmup_steps=1)
     straight, first = helpers.train(options, made())
     assert abs(straight[1]["objective/kl"]) < 1e-5 < 1e-3 < abs(straight[2]["objective/kl"])  # warm-up
     assert len({row["objective/kl_coef"] for row in straight}) == 4
     state = TrainingState(tmp_path, keep=2, every=2)
-    with pytest.raises(KeyboardInterrupt):
-        helpers.train(options, made(), state=state, killed_after=3)
+    asked = []
+    monkeypatch.setattr(preemption, "due", lambda: asked.append(1) or len(asked) == 3)
+    with pytest.raises(preemption.Interrupted, match="the state after 3 steps is saved"):
+        helpers.train(options, made(), state=state)
     state.close()
     state = TrainingState(tmp_path, keep=2, every=2)
     later, second = helpers.train(options, made(), state=state)
     state.close()
-    assert later == straight[2:] and first.kl == second.kl
+    assert later == straight[3:] and first.kl == second.kl
     jax.tree.map(np.testing.assert_array_equal, first.policy, second.policy)
 
 

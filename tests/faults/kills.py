@@ -165,11 +165,15 @@ def run(folder: pathlib.Path, kills: int, signals: list[str], seed: int) -> bool
     def copy(workdir: pathlib.Path) -> pathlib.Path:
         return shutil.copytree(prepared, workdir)
 
-    for attempt in (Attempt(world, prepared, f"--stages={STAGES}"), Attempt(world, copy(straight))):
-        attempt.wait()
+    def undisturbed(attempt: Attempt) -> float:
+        seconds = attempt.wait()
         if attempt.code:
             raise SystemExit(attempt.said())
-    seconds = Attempt(world, copy(again)).wait()  # all is compiled now
+        return seconds
+
+    undisturbed(Attempt(world, prepared, f"--stages={STAGES}"))
+    undisturbed(Attempt(world, copy(straight)))
+    seconds = undisturbed(Attempt(world, copy(again)))  # all is compiled now
     print(f"undisturbed: {seconds:.1f} s; {STEPS} steps of three RMs at once, a state every {EVERY}; seed {seed}")
     print(f"{'':4} {'killed':50} {'ended':>7} {'code':>5} {'saved':>5} {'went on':>7}", flush=True)
     runs, bad = [again], 0
