@@ -84,10 +84,11 @@ SCPO = """
 name=${WORKER-here}
 printf '%s\\n' "$@" >"$CLOUD/args.$name"
 event=$(next "scpo.$name") || event=0
+[ "$event" != forever ] || trap 'echo saved; exit 75' TERM
 echo "worker $name of ${SCPO_COMMIT-} begins: $event" | tee -a "$CLOUD/began"
 case $event in
   preempted) echo PREEMPTED >"$CLOUD/node"; exit 75 ;;
-  forever) trap 'echo saved; exit 75' TERM; for _ in $(seq 400); do /bin/sleep 0.05; done ;;
+  forever) for _ in $(seq 400); do /bin/sleep 0.05; done ;;
   *) echo "worker $name ends"; exit "$event" ;;
 esac
 """

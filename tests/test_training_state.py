@@ -1,5 +1,6 @@
 """The state of a training: the newest whole one is taken, onto any devices; what is broken is told and nothing lost."""
 
+import functools
 import json
 import os
 import shutil
@@ -160,12 +161,19 @@ class Stop(Exception):
     """Ends a training."""
 
 
+@functools.cache
+def made(shape):
+    """(program on a mesh, initial parameters, score function) of a small model without dropout."""
+    model = module.build(test_stacked.SPARE | {"num_hidden_layers": 1})
+    mesh = sharding.make_mesh(*shape, jax.devices()[: np.prod(shape)])
+    params = module.init(model, jax.random.key(3))
+    return make_program(model, test_stacked.OPTIONS, mesh), params, score.score_function(model, "float32")
+
+
 def train(shape, state=None, stop_at=None):
-    """(losses by group and step, scores of fixed texts, state restored) of three groups on a mesh."""
-    model = module.build(test_stacked.SPARE)
-    params, function = module.init(model, jax.random.key(3)), score.score_function(model, "float32")
-    program = make_program(model, test_stacked.OPTIONS, sharding.make_mesh(*shape, jax.devices()[: np.prod(shape)]))
-    trainings, losses = test_stacked.trainings((40, 3, 17), steps=8), {}
+    """(losses by group and step, scores of fixed texts) of three groups on a mesh."""
+    (program, params, function), losses = made(shape), {}
+    trainings = test_stacked.trainings((40, 3, 17), steps=8)
 
     def log(g, step, metrics):
         losses[g, step] = metrics["loss"]

@@ -27,7 +27,7 @@ from scpo_jax import pipeline as _pipeline  # noqa: F401 (imported once for all 
 from tests.run_helpers import World, read_rows
 
 STEPS, EVERY = 12, 2
-STAGES = "prepare,global,score,select"
+BEFORE = "prepare,global,score,select"
 FLAGS = (
     "--config.scpo.methods=scpo", f"--config.train.max_steps={STEPS}", f"--config.checkpoint.every_steps={EVERY}",
 )  # fmt: skip
@@ -39,9 +39,9 @@ TOO_LATE = ["it had ended before"]
 class Attempt:
     """A process of `scpo run` in a workdir."""
 
-    def __init__(self, world: World, workdir: pathlib.Path, *flags: str):
+    def __init__(self, world: World, workdir: pathlib.Path, stages: str = "train"):
         self._log = workdir.parent / f"{workdir.name}.log"
-        command = ["scpo", "run", f"--config={world.config}", f"--workdir={workdir}", *FLAGS, *flags]
+        command = ["scpo", "run", f"--config={world.config}", f"--workdir={workdir}", f"--stages={stages}", *FLAGS]
         self.began, self.code = time.monotonic(), None
         self._pid = os.fork()
         if not self._pid:
@@ -171,7 +171,7 @@ def run(folder: pathlib.Path, kills: int, signals: list[str], seed: int) -> bool
             raise SystemExit(attempt.said())
         return seconds
 
-    undisturbed(Attempt(world, prepared, f"--stages={STAGES}"))
+    undisturbed(Attempt(world, prepared, BEFORE))
     undisturbed(Attempt(world, copy(straight)))
     seconds = undisturbed(Attempt(world, copy(again)))  # all is compiled now
     print(f"undisturbed: {seconds:.1f} s; {STEPS} steps of three RMs at once, a state every {EVERY}; seed {seed}")
