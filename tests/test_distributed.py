@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -40,12 +42,21 @@ def start(process: int, arguments: list, port: int, module_name="scpo_jax.main")
     return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def both(*arguments, other=None, module_name="scpo_jax.main") -> list[tuple[int, str]]:
-    """(exit code, standard error) of process 0 and of process 1, which may have `other` arguments; both end in time."""
+def start_both(arguments, other=None, module_name="scpo_jax.main") -> list[subprocess.Popen]:
+    """Process 0, and process 1, which may have `other` arguments."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [start(0, arguments, port, module_name), start(1, other or arguments, port, module_name)]
+    return [start(0, arguments, port, module_name), start(1, other or arguments, port, module_name)]
+
+
+def both(*arguments, other=None, module_name="scpo_jax.main") -> list[tuple[int, str]]:
+    """(exit code, standard error) of process 0 and of process 1, which may have `other` arguments; both end in time."""
+    return until_ended(start_both(arguments, other, module_name))
+
+
+def until_ended(processes) -> list[tuple[int, str]]:
+    """(exit code, standard error) of each process, once it has ended."""
     try:
         limit = time.monotonic() + LIMIT
         told = [process.communicate(timeout=max(limit - time.monotonic(), 1))[1] for process in processes]
@@ -54,6 +65,15 @@ def both(*arguments, other=None, module_name="scpo_jax.main") -> list[tuple[int,
             process.kill()
             process.wait()
     return [(process.returncode, text) for process, text in zip(processes, told, strict=True)]
+
+
+def wait_for_state(workdir, step: int, processes) -> None:
+    """Waits until the state of a training after so many steps, or a later one, stands."""
+    limit, states = time.monotonic() + LIMIT, workdir / "checkpoints" / "training"
+    while not any(int(path.name) >= step for path in states.glob("full-*/*") if path.name.isdigit()):
+        ended = [one.communicate()[1] for one in processes if one.poll() is not None]
+        assert time.monotonic() < limit and not ended, ended
+        time.sleep(0.005)
 
 
 def own_lines(text: str) -> list[str]:
@@ -103,9 +123,51 @@ def scores_of(workdir, texts) -> dict[str, np.ndarray]:
     return scores
 
 
-def test_two_processes_give_what_one_gives(world, tmp_path):
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert scpo(*run_arguments(world, one)) == 0
+@pytest.fixture(scope="module")
+def one(world):
+    """The workdir of a run by one process."""
+    workdir = world.folder / "one"
+    assert scpo(*run_arguments(world, workdir)) == 0
+    return workdir
+
+
+def test_sigterm_to_one_of_two_saves_both_and_one_process_goes_on(world, one, tmp_path, capsys):
+    """Both end after the same step with exit code 75."""
+    flags = "--config.checkpoint.every_steps=1", "--stages=prepare,global,score,select,train"
+    processes = start_both(run_arguments(world, tmp_path, *flags, "--config.mesh.data=4", "--config.mesh.group=2"))
+    try:
+        wait_for_state(tmp_path, 2, processes)
+        processes[1].terminate()
+    finally:
+        ended = until_ended(processes)
+    assert [code for code, _ in ended] == [75, 75], ended
+    steps = {int(step) for _, text in ended for step in re.findall(r"the state after (\d+) steps is saved in", text)}
+    assert len(steps) == 1 and all(len(re.findall("scpo: .*interrupted: ", text)) == 1 for _, text in ended), ended
+    capsys.readouterr()
+    assert scpo(*run_arguments(world, tmp_path, *flags)) == 0
+    change = f"devices 8 -> {jax.device_count()}, processes 2 -> 1"
+    assert f"goes on after {steps.pop()} steps, elsewhere ({change}): " in capsys.readouterr().err
+    ours, theirs = metrics_of(tmp_path), metrics_of(one)
+    assert ours.keys() == theirs.keys()
+    for key, row in theirs.items():
+        assert ours[key] == pytest.approx(row, rel=0, abs=1e-5), key
+    texts = [(row["prompt"], row["chosen"]) for row in read_rows(world.data)[::4]]
+    ours, theirs = scores_of(tmp_path, texts), scores_of(one, texts)
+    for group, values in theirs.items():
+        np.testing.assert_allclose(ours[group], values, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_process_is_named_by_the_other(lost):
+    began = time.monotonic()
+    ended = both(f"lost{lost}", module_name="tests.test_distributed")
+    code, told = ended[1 - lost]
+    assert ended[lost][0] == -signal.SIGKILL and code not in (0, -signal.SIGKILL)
+    assert f"process {lost} is lost" in told and time.monotonic() - began < LIMIT / 2
+
+
+def test_two_processes_give_what_one_gives(world, one, tmp_path):
+    two = tmp_path / "two"
     (code, told), (other_code, other_told) = both(
         *run_arguments(world, two, "--config.mesh.data=4", "--config.mesh.group=2")
     )
@@ -233,10 +295,15 @@ def test_steps_of_several_devices(devices, tokens):
 
 
 def main() -> None:
-    """Process 1 comes too late to a meeting, or is slow to leave after both have failed."""
+    """Process 1 comes too late to a meeting, or is slow to leave after both have failed; or one of them is killed."""
     scene, *flags = sys.argv[1:]
     named = dict(flag.removeprefix("--").split("=") for flag in flags)
-    distributed.initialize(named["coordinator"], 2, int(named["process"]), 60)
+    distributed.initialize(named["coordinator"], 2, int(named["process"]), 20 if "lost" in scene else 60)
+    if "lost" in scene:
+        distributed.barrier("both are here")
+        if named["process"] == scene[-1]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(LIMIT)
     if scene == "slow":
         if not distributed.is_writer():
             leave = distributed._leave

@@ -1,14 +1,11 @@
 """SIGTERM: a training saves its state at a step that all processes agree on, anything else ends at once, with 75."""
 
-import json
 import os
-import shutil
 import signal
 
 import pytest
 
 from scpo_jax import distributed, preemption
-from tests.test_resume import assert_same_result
 
 
 class Ended(Exception):
@@ -77,21 +74,3 @@ def test_a_step_that_takes_too_long_is_not_waited_for(here, monkeypatch):
     here.alarm.join()
     [(line, code)] = said
     assert code == 75 and line.startswith("interrupted: no step ended within 0.01 s, what was saved before it stands; ")
-
-
-def test_the_command_ends_with_75_and_goes_on(copy, finished, monkeypatch, capsys):
-    shutil.rmtree(copy.workdir / "checkpoints" / "scpo")
-    record = copy.record()
-    del record["stages"]["train"]["finished"]
-    (copy.workdir / "run.json").write_text(json.dumps(record))
-    asked = []
-    monkeypatch.setattr(preemption, "due", lambda: asked.append(1) or len(asked) == 3)
-    capsys.readouterr()
-    assert copy.run() == 75
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("scpo: interrupted: the state after 3 steps is saved in ")
-    assert last.endswith("; the same command goes on from here")
-    monkeypatch.undo()
-    assert copy.run() == 0
-    assert "goes on after 3 steps\n" in capsys.readouterr().err
-    assert_same_result(copy, finished)

@@ -1,22 +1,21 @@
 """A run that was killed goes on where it stood, and ends as if it had never been interrupted."""
 
+import errno
 import functools
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
 import pytest
 
-from scpo_jax import checkpoint, evaluate, score, stages
+from scpo_jax import checkpoint, evaluate, preemption, score, stages
 from scpo_jax.data import batches, preferences
 from scpo_jax.training_state import TrainingState
-from tests.run_helpers import STAGES, World, read_rows, unrounded_report
+from tests.run_helpers import STAGES, World, read_rows, snapshot, unrounded_report
 
 
 class Killed(BaseException):
@@ -127,20 +126,13 @@ def counted_steps(function, steps):
     return counting
 
 
-def test_sigkill_in_a_training(finished, tmp_path):
-    world = World(tmp_path)
-    world.config, world.data = finished.config, finished.data
-    command = [sys.executable, "-m", "scpo_jax.main", "run", f"--config={world.config}", f"--workdir={world.workdir}"]
+def test_sigkill_and_sigterm():
+    """One of each, in processes; the script kills as often as it is told."""
     cache = {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
-    process = subprocess.Popen(command, env=os.environ | cache, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    states = world.workdir / "checkpoints" / "training"
-    while process.poll() is None and not any(states.glob("scpo-*/2")):
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, process.stderr.read()
-    process.communicate()
-    assert world.run() == 0
-    assert_same_result(world, finished)
+    command = [sys.executable, "-m", "tests.faults.kills", "--kills=1"]
+    done = subprocess.run(command, env=os.environ | cache, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 of 3 runs are bitwise the undisturbed one" in done.stdout
 
 
 def kill_in_training(world, monkeypatch, call, *flags):
@@ -171,6 +163,76 @@ def test_damaged_training_states(damaged, copy, finished, monkeypatch, capsys):
             if file.is_file():
                 file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     capsys.readouterr()
+    if damaged == 2:
+        before = snapshot(states[0].parent)
+        assert copy.run() == 2
+        assert "remove the folder to begin this training anew" in capsys.readouterr().err.splitlines()[-1]
+        assert snapshot(states[0].parent) == before
+        shutil.rmtree(states[0].parent)
     assert copy.run() == 0
-    assert capsys.readouterr().err.count("steps is damaged, removed") == damaged
+    assert capsys.readouterr().err.count("steps is damaged, removed") == (damaged == 1)
     assert_same_result(copy, finished)
+
+
+def test_the_command_ends_with_75_and_goes_on(copy, finished, monkeypatch, capsys):
+    shutil.rmtree(copy.workdir / "checkpoints" / "scpo")
+    record = copy.record()
+    del record["stages"]["train"]["finished"]
+    (copy.workdir / "run.json").write_text(json.dumps(record))
+    asked = []
+    monkeypatch.setattr(preemption, "due", lambda: asked.append(1) or len(asked) == 3)
+    capsys.readouterr()
+    assert copy.run() == 75
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("scpo: interrupted: the state after 3 steps is saved in ")
+    assert last.endswith("; the same command goes on from here")
+    monkeypatch.undo()
+    assert copy.run() == 0
+    assert "goes on after 3 steps\n" in capsys.readouterr().err
+    assert_same_result(copy, finished)
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A file system of 32 MB."""
+    if os.geteuid():
+        pytest.skip("mounting a tmpfs needs root")
+    folder = tmp_path / "small"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(folder)], capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_run_goes_on_once_there_is_room(small, finished, monkeypatch, capsys):
+    world = World(small)
+    world.config, world.data = finished.config, finished.data
+    filler, calls, save = small / "filler", [], TrainingState.save
+
+    def filling(self, step, state):
+        calls.append(step)
+        if len(calls) == 6:  # a state of the groups' training stands
+            with open(filler, "wb", buffering=0) as file:
+                try:
+                    while True:
+                        file.write(bytes(4096))
+                except OSError as error:
+                    assert error.errno == errno.ENOSPC
+        save(self, step, state)
+
+    monkeypatch.setattr(TrainingState, "save", filling)
+    assert world.run() == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("scpo: ")]
+    assert len(lines) == 1 and lines[0].startswith("scpo: error: the disk is full: ")
+    assert lines[0].endswith(": make room, the same command goes on from here")
+    states = world.workdir / "checkpoints" / "training"
+    assert calls[3:] == [2, 4, 6][: len(calls) - 3]
+    whole = max(int(path.name) for path in states.glob("scpo-*/[246]"))
+    filler.unlink()
+    assert world.run() == 0
+    assert f"goes on after {whole} steps" in capsys.readouterr().err
+    assert_same_result(world, finished)

@@ -1,6 +1,5 @@
 """The state of a training: the newest whole one is taken, onto any devices; what is broken is told and nothing lost."""
 
-import functools
 import json
 import os
 import shutil
@@ -11,14 +10,10 @@ import jax
 import numpy as np
 import pytest
 
-from scpo_jax import checksums, preemption, score, sharding, train_reward, training_state
+from scpo_jax import checksums, preemption, training_state
 from scpo_jax.errors import InputError
-from scpo_jax.models import module
 from scpo_jax.training_state import TrainingState
-from tests import test_stacked
 from tests.run_helpers import snapshot
-from tests.test_reference import make_program
-from tests.test_train_reward import some_pairs
 
 
 def state_of(value: float) -> dict:
@@ -157,80 +152,9 @@ def test_checksums():
     assert int(checksums.checksum(changed)) != expected != int(checksums.checksum(values.reshape(5, 3)[::-1]))
 
 
-class Stop(Exception):
-    """Ends a training."""
-
-
-@functools.cache
-def made(shape):
-    """(program on a mesh, initial parameters, score function) of a small model without dropout."""
-    model = module.build(test_stacked.SPARE | {"num_hidden_layers": 1})
-    mesh = sharding.make_mesh(*shape, jax.devices()[: np.prod(shape)])
-    params = module.init(model, jax.random.key(3))
-    return make_program(model, test_stacked.OPTIONS, mesh), params, score.score_function(model, "float32")
-
-
-def train(shape, state=None, stop_at=None):
-    """(losses by group and step, scores of fixed texts) of three groups on a mesh."""
-    (program, params, function), losses = made(shape), {}
-    trainings = test_stacked.trainings((40, 3, 17), steps=8)
-
-    def log(g, step, metrics):
-        losses[g, step] = metrics["loss"]
-        if step == stop_at:
-            raise Stop
-
-    try:
-        trained = train_reward.train(program, params, trainings, log=log, score_function=function, state=state)
-    except Stop:
-        return losses, None
-    finally:
-        if state:
-            state.close()
-    fixed = some_pairs(32, seed=99)
-    texts = [*fixed.chosen, *fixed.rejected]
-    return losses, [score.score_texts(function, jax.device_get(one.params), texts) for one in trained]
-
-
-def on_eight_devices(folder) -> None:
-    """One training that goes on from 1 device to (2, 4, 1), to (8, 1, 1) and back to 1, as the straight one."""
-    straight, scores = train((1, 1, 1))
-    seen, kept = {}, {}
-    restore, save = TrainingState.restore, TrainingState.save
-
-    def saving(self, step, state):
-        kept[step] = jax.device_get(state)
-        save(self, step, state)
-
-    def restoring(self, like):
-        step, state = restore(self, like)
-        if step:
-            count = min(len(state["best_step"]), len(kept[step]["best_step"]))
-            assert count >= 3
-            for ours, theirs in zip(*map(jax.tree.leaves, (jax.device_get(state), kept[step])), strict=True):
-                np.testing.assert_array_equal(ours[:count], theirs[:count])
-            for ours, wanted in zip(*map(jax.tree.leaves, (state["params"], like["params"])), strict=True):
-                assert ours.sharding == wanted.sharding
-        print("restored", step, len(state["best_step"]))
-        return step, state
-
-    TrainingState.restore, TrainingState.save = restoring, saving
-    for shape, stop_at in (((1, 1, 1), 3), ((2, 4, 1), 5), ((8, 1, 1), 7), ((1, 1, 1), None)):
-        losses, found = train(shape, open_state(folder, keep=1), stop_at)
-        seen |= losses
-    for key, loss in straight.items():
-        np.testing.assert_allclose(seen[key], loss, rtol=0, atol=1e-5)
-    assert np.std(scores[0]) > 1e-3
-    np.testing.assert_allclose(found, scores, rtol=0, atol=1e-5)
-
-
 def test_other_meshes(tmp_path):
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-m", "tests.test_training_state", str(tmp_path / "states")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    """Three groups: on meshes of 2 and of 8 groups there are inert ones beside them. See the script for a training."""
+    command = [sys.executable, "-m", "tests.faults.meshes", "--restore-only", str(tmp_path / "states")]
+    done = subprocess.run(command, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["restored 0 3", "restored 2 4", "restored 4 8", "restored 6 3"]
-
-
-if __name__ == "__main__":
-    on_eight_devices(sys.argv[1])
+    assert done.stdout.splitlines() == ["restored 0 3", "restored 1 4", "restored 2 8", "restored 3 3"]

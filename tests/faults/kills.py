@@ -202,7 +202,8 @@ def command_line() -> int:
     warnings.filterwarnings("ignore", message=".*fork")
     jax.config.update("jax_platforms", "cpu")
     with tempfile.TemporaryDirectory() as folder:
-        jax.config.update("jax_compilation_cache_dir", f"{folder}/programs")
+        if not jax.config.jax_compilation_cache_dir:
+            jax.config.update("jax_compilation_cache_dir", f"{folder}/programs")
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
         return 0 if run(pathlib.Path(folder), given.kills, given.signal.split(","), given.seed) else 1

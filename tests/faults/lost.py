@@ -1,7 +1,11 @@
-"""One process of two is lost: the other says which, and ends; started again they end as one process does."""
+"""One process of two is lost: the other says which, and ends; started again they end as one process does.
+
+    pytest -n 0 -s tests/faults/lost.py
+
+A minute on two cores, and so no part of the suite, which has the parts of it in test_distributed.py.
+"""
 
 import re
-import socket
 import time
 
 import jax
@@ -9,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.run_helpers import read_rows, scpo
-from tests.test_distributed import LIMIT, metrics_of, run_arguments, scores_of, start
+from tests.test_distributed import metrics_of, run_arguments, scores_of, start_both, wait_for_state
 from tests.test_distributed import world as world  # a fixture
 
 FLAGS = [
@@ -17,26 +21,6 @@ FLAGS = [
     "--stages=prepare,global,score,select,train",
 ]  # fmt: skip
 SECONDS_TO_END = 60
-
-
-def start_both(arguments) -> list:
-    """Both processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return [start(process, arguments, port) for process in (0, 1)]
-
-
-def wait_for_state(workdir, step: int, processes) -> None:
-    """Waits until the state after so many steps, or a later one, stands."""
-    limit = time.monotonic() + LIMIT
-    while not any(
-        int(path.name) >= step for path in workdir.glob("checkpoints/training/full-*/*") if path.name.isdigit()
-    ):
-        assert time.monotonic() < limit and all(one.poll() is None for one in processes), [
-            one.communicate()[1] for one in processes if one.poll() is not None
-        ]
-        time.sleep(0.005)
 
 
 @pytest.fixture
@@ -77,9 +61,8 @@ def test_a_run_whose_processes_are_lost_is_that_of_one(world, two, tmp_path, cap
     capsys.readouterr()
     assert scpo(*run_arguments(world, workdir, *FLAGS)) == 0
     said = capsys.readouterr().err
-    assert (
-        f"goes on after {saved.pop()} steps, elsewhere (devices 8 -> {jax.device_count()}, processes 2 -> 1): " in said
-    )
+    change = f"devices 8 -> {jax.device_count()}, processes 2 -> 1"
+    assert f"goes on after {saved.pop()} steps, elsewhere ({change}): " in said
     one = tmp_path / "one"
     assert scpo(*run_arguments(world, one, *FLAGS)) == 0
     ours, theirs = metrics_of(workdir), metrics_of(one)
