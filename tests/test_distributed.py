@@ -298,7 +298,7 @@ def main() -> None:
     """Process 1 comes too late to a meeting, or is slow to leave after both have failed; or one of them is killed."""
     scene, *flags = sys.argv[1:]
     named = dict(flag.removeprefix("--").split("=") for flag in flags)
-    distributed.initialize(named["coordinator"], 2, int(named["process"]), 20 if "lost" in scene else 60)
+    distributed.initialize(named["coordinator"], 2, int(named["process"]), 10 if "lost" in scene else 60)
     if "lost" in scene:
         distributed.barrier("both are here")
         if named["process"] == scene[-1]:
