@@ -73,12 +73,12 @@ def _hear() -> None:
 
 def _stop() -> None:
     """Settles after which step all processes stop: the first that none of them has ended."""
+    line = LINE.format(f": no step ended within {SECONDS_TO_A_STEP} s, what was saved before it stands")
+    _here.alarm = threading.Timer(SECONDS_TO_A_STEP, distributed.end, [line, CODE])
+    _here.alarm.daemon = True
+    _here.alarm.start()
     with _here.lock:  # until that is settled no step ends
         _here.last = max(distributed.exchange(f"{STOP} after", _here.steps)) + 1
-        line = LINE.format(f": no step ended within {SECONDS_TO_A_STEP} s, what was saved before it stands")
-        _here.alarm = threading.Timer(SECONDS_TO_A_STEP, distributed.end, [line, CODE])
-        _here.alarm.daemon = True
-        _here.alarm.start()
 
 
 @contextlib.contextmanager
