@@ -63,8 +63,9 @@ class Attempt:
         return time.monotonic() - self.began
 
     def send(self, which: str) -> None:
-        """Sends it a signal."""
-        os.kill(self._pid, signal.Signals[f"SIG{which}"])
+        """Sends it a signal, unless it has ended."""
+        if not self.ended():
+            os.kill(self._pid, signal.Signals[f"SIG{which}"])
 
     def said(self) -> str:
         """What it has said."""
