@@ -27,6 +27,13 @@ def main(workdirs: list[str], against: list[str], group: str) -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     for folder, own in zip([*workdirs, *against], [*found["own"], *found["global"]], strict=True):
         print(f"| {pathlib.Path(folder).name} | {row_of(own, group)} |")
+    if against:
+        print("\nThe one against the own RM gains more by, at these final KL:\n")
+        apart = [difference(*both, group) for both in zip(found["own"], found["global"], strict=True)]
+        for i, (more, wide) in enumerate(apart):
+            kls = " and ".join(f"{every[i]['kl']:.2f}" for every in found.values())
+            print(f"- {i + 1}: {more:+.2f} [{more - wide:+.2f}, {more + wide:+.2f}] at {kls} nats")
+        print(f"- mean: {np.mean([more for more, _ in apart]):+.2f}")
     print("\nGain of gold along the training, at the KL of its responses:\n")
     names = [f"{name} {i + 1}" for name, own in found.items() for i in range(len(own))]
     print(f"| KL | {' | '.join(names)} |\n|---|{'---|' * len(names)}")
@@ -51,6 +58,13 @@ def row_of(own: dict, group: str) -> str:
         f"{gain:+.2f} [{low:+.2f}, {high:+.2f}] | {std:.2f} | {score['change']['mean'] / score['std']:+.2f} | "
         f"{100 * own['in_grammar']['before']:.1f} → {100 * own['in_grammar']['after']:.1f}"
     )
+
+
+def difference(own: dict, other: dict, group: str) -> tuple[float, float]:
+    """(how much more gold the first gains, half of the 95 % interval) in deviations, as if of independent samples."""
+    changes = [every["gold"][group]["change"] for every in (own, other)]
+    more, std = changes[0]["mean"] - changes[1]["mean"], own["gold_std"]
+    return more / std, float(np.hypot(*[(change["high"] - change["low"]) / 2 for change in changes])) / std
 
 
 def gain_at(own: dict, group: str, kl: float) -> float | None:
