@@ -11,7 +11,7 @@ from typing import NamedTuple
 from absl import flags
 
 from scpo_jax import __version__, distributed
-from scpo_jax.errors import InputError
+from scpo_jax.errors import InputError, line_of
 
 
 class Command(NamedTuple):
@@ -323,9 +323,11 @@ def main(argv: Sequence[str]) -> int:
         values = _parse(name, [argv[0], *argv[2:]])
         code = 0 if values is None else COMMANDS[name].run(values, shlex.join(["scpo", *argv[1:]])) or 0
     except InputError as error:
-        return distributed.fail(f"error: {' '.join(str(error).split())}", 2)
+        return distributed.fail(f"error: {line_of(error)}", 2)
     except distributed.PeerError as error:
         return distributed.fail(f"error: {error}", 1)
+    except OSError as error:  # a place that cannot be: no permission, no room, a name too long
+        return distributed.fail(f"error: {line_of(error)}", 2)
     except KeyboardInterrupt:
         return distributed.fail("interrupted; the same command goes on from here", 130)
     except Exception as error:

@@ -1,13 +1,12 @@
 """Whatever is wrong with an input, the command says so in one line with exit code 2 and leaves everything as it was."""
 
 import faulthandler
-import json
 import os
 
 import pytest
 
-from tests.faults import corpus, whole
-from tests.faults.corpus import CASES, Place
+from tests.faults.corpus import CASES
+from tests.faults.damage import Place
 from tests.faults.whole import Whole
 from tests.run_helpers import scpo
 

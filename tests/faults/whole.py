@@ -22,7 +22,9 @@ OPINION = {
     "options": "['Yes', 'No']",
 }
 PRISM = {
-    "survey.jsonl": [{"user_id": f"p{i}", "location": {"reside_country": ("Chile", "Mexico")[i % 2]}} for i in range(8)],
+    "survey.jsonl": [
+        {"user_id": f"p{i}", "location": {"reside_country": ("Chile", "Mexico")[i % 2]}} for i in range(8)
+    ],
     "utterances.jsonl": [
         {
             "utterance_id": f"u{i}", "user_id": f"p{i // 2}", "interaction_id": f"int{i // 2}",
