@@ -194,14 +194,14 @@ def input_files(config, stage: str) -> dict[str, str]:
     """Local file -> digest of its content, of a stage's data and model; hub ids are pinned by their revision."""
     files, values = {}, configuration.flatten(config)
     for key in INPUTS[stage]:
-        path = pathlib.Path(values[key]).expanduser()
+        path = file = pathlib.Path(values[key]).expanduser()
         try:
             if values[key] and path.exists():
                 for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
                     if file.is_file():
                         files[str(file)] = file_digest(file)
         except OSError as error:
-            raise InputError(f"config.{key}={values[key]}: it cannot be read ({one_line(error)})") from error
+            raise InputError(f"config.{key}={file}: it cannot be read ({one_line(error)})") from error
     return files
 
 

@@ -4,7 +4,9 @@ Every function raises InputError, one line that names the file.
 """
 
 import json
+import os
 import pathlib
+import stat
 from collections.abc import Iterable
 
 from scpo_jax.errors import InputError
@@ -12,7 +14,11 @@ from scpo_jax.errors import InputError
 
 def check_regular(path) -> None:
     """Refuses what exists and is neither file nor folder: reading a pipe or a device may never end."""
-    if path.exists() and not path.is_file() and not path.is_dir():
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:  # not here, or of gs://
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise InputError(f"{path} is a pipe or a device: give a file")
 
 
