@@ -2,9 +2,12 @@
 
 import base64
 import functools
+import gc
 import hashlib
+import logging
 import pathlib
 import re
+import sys
 import tempfile
 from typing import NamedTuple
 
@@ -89,12 +92,16 @@ def _load(folder: epath.PathLike, language: bool) -> Loaded:
     description = _describe(folder)
     card, adapters = description["card"], description["lora"]
     model = module.build(description["config"], str(folder), adapters, language, description["heads"])
-    args = ocp.args.StandardRestore(jax.tree.map(_abstract, _own(module.abstract_params(model), card)))
-    params = _restore(folder, "params", args)
+    params = _read_params(folder, _own(module.abstract_params(model), card))
     check_finite(params, folder)
     if "base" in card:
         params = lora.join(params, _base_of(folder, card["base"], model))
     return Loaded(model, params, _unpack_tokenizer(description["tokenizer"], folder), card)
+
+
+def _read_params(folder: epath.PathLike, like: dict) -> dict:
+    """The parameters in a checkpoint, of these shapes."""
+    return _restore(folder, "params", ocp.args.StandardRestore(jax.tree.map(_abstract, like)))
 
 
 def check_finite(params: dict, folder: epath.PathLike) -> None:
@@ -211,7 +218,20 @@ def _restore(folder: epath.PathLike, item: str, args):
         with _checkpointer() as checkpointer:
             return checkpointer.restore(epath.Path(folder).resolve(), ocp.args.Composite(**{item: args}))[item]
     except Exception as error:  # a damaged file surfaces as almost any type
-        raise InputError(f"{folder} is a damaged checkpoint ({one_line(error):.200}): train it again") from error
+        reason = one_line(error)
+    _forget_failures()
+    raise InputError(f"{folder} is a damaged checkpoint ({reason:.200}): train it again")
+
+
+def _forget_failures() -> None:
+    """Drops what Orbax still reads of a damaged checkpoint: it would print tracebacks whenever memory is cleaned up."""
+    hook, log = sys.unraisablehook, logging.getLogger("asyncio")
+    level = log.level
+    sys.unraisablehook = lambda _: None
+    log.setLevel(logging.CRITICAL + 1)
+    gc.collect()
+    sys.unraisablehook = hook
+    log.setLevel(level)
 
 
 def _checkpointer() -> ocp.Checkpointer:

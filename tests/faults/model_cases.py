@@ -144,7 +144,7 @@ MODELS = {
         for name, values in {
             "model_type": ("gpt2", None, ["bert"], {}, 7), "hidden_size": (0, -16, 15, "16", 10**30, None, True, 16.0),
             "num_hidden_layers": (0, -1, 10**9, [1]), "num_attention_heads": (0, -2, 3, 10**9),
-            "vocab_size": (0, -5, 10**12, 10), "intermediate_size": (0, -1), "type_vocab_size": (-1, 0),
+            "vocab_size": (0, -5, 10**12), "intermediate_size": (0, -1), "type_vocab_size": (-1, 0),
             "max_position_embeddings": (0, -1, 10**12), "hidden_act": ("nothing", 3), "is_decoder": (True,),
             "position_embedding_type": ("relative_key",), "layer_norm_eps": ("tiny", -1.0, 1e999),
             "num_labels": (2, "one", 0),
@@ -223,6 +223,7 @@ MODELS = {
     },
     "tokenizer, more words than the model": (more_words, "vocabulary"),
     "labels, a number": (set_config(id2label=5, num_labels=None), "model"),
+    "config.json, a small vocabulary": (set_config(vocab_size=10), "word_embeddings"),
     "labels, two": (set_config(id2label={"0": "a", "1": "b"}, num_labels=None), "label"),
     "labels, a list": (set_config(id2label=["a", "b"], num_labels=None), "model"),
     "tokenizer, none": (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
@@ -333,7 +334,7 @@ ADAPTERS = {
     "no base": (set_adapter(base_model_name_or_path=None), "base"),
     "a base that is a number": (set_adapter(base_model_name_or_path=7), "base"),
     "a base that is not here": (set_adapter(base_model_name_or_path="../../etc"), "base"),
-    "a base of a long name": (set_adapter(base_model_name_or_path="a" * 5000), "base"),
+    "a base of a long name": (set_adapter(base_model_name_or_path="a" * 5000), "aaa"),
     "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "adapter_model.safetensors"),
     "weights truncated": (
         change_file("adapter_model.safetensors", lambda b: b[:-30]), "adapter_model.safetensors"
