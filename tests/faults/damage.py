@@ -80,6 +80,9 @@ PLACES = {
     "a loop of links": lambda path: path.symlink_to(path.name),
 }  # fmt: skip
 
+# Damages that every command is tried on.
+FEW = ("truncated", "latin-1", "nested, closed", "a key twice", "a FIFO", "a folder", "missing", "unreadable")
+
 # A row's field with a value that is none of its type.
 VALUES = {"null": None, "a number": 5, "a list": [1], "an object": {"a": 1}, "true": True}
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tests.faults import whole
-from tests.faults.damage import PLACES, VALUES, Case, Place, changed, json_lines, of_lines, over, without, writes
+from tests.faults.damage import FEW, PLACES, VALUES, Case, Place, changed, json_lines, of_lines, over, without, writes
 
 
 class Reader(NamedTuple):
@@ -55,7 +55,6 @@ READERS = {
         ("prompt",),
     ),
 }  # fmt: skip
-FEW = ("truncated", "latin-1", "nested, closed", "a key twice", "a FIFO", "a folder", "missing", "unreadable")
 
 
 def spoilt_table(command: str, name: str, spoil: Callable[[pathlib.Path], object]) -> Callable[[Place], list[str]]:
@@ -71,10 +70,10 @@ def spoilt_table(command: str, name: str, spoil: Callable[[pathlib.Path], object
 def of_tables() -> Iterator[Case]:
     for command, reader in READERS.items():
         for name, spoil in of_lines(reader.rows):
-            if command in ("run", "score") or name in FEW:
+            if command == "run" or name in FEW:
                 yield Case(f"{command}: {name}", spoilt_table(command, "rows.jsonl", spoil), "rows.jsonl")
         for field in reader.texts:
-            wrong = {name: value for name, value in VALUES.items() if command in ("run", "score") or name == "null"}
+            wrong = {name: value for name, value in VALUES.items() if command == "run" or name == "null"}
             for name, value in wrong.items():
                 spoil = writes(changed(reader.rows, 1, **{field: value}))
                 yield Case(f"{command}: {field} is {name}", spoilt_table(command, "rows.jsonl", spoil), "rows.jsonl:2")
