@@ -97,7 +97,7 @@ READERS = {
 def test_files_of_rows(name, tmp_path):
     read, content = READERS[name]
 
-    @settings(80)
+    @settings(50)
     @hypothesis.given(damaged(content))
     def check(content):
         (tmp_path / name).write_bytes(content)
@@ -111,7 +111,7 @@ def test_prism(name, tmp_path):
     for file, rows in whole.PRISM.items():
         (tmp_path / file).write_bytes(json_lines(rows))
 
-    @settings(80)
+    @settings(50)
     @hypothesis.given(damaged(json_lines(whole.PRISM[name])))
     def check(content):
         (tmp_path / name).write_bytes(content)
@@ -126,7 +126,7 @@ def test_values_of_rows(name, tmp_path):
     for file, own in whole.PRISM.items():
         (tmp_path / file).write_bytes(json_lines(own))
 
-    @settings(80)
+    @settings(50)
     @hypothesis.given(altered(rows))
     def check(rows):
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -142,7 +142,7 @@ def test_configs_of_models(name, inputs, tmp_path):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     stated = json.loads((folder / "config.json").read_text())
 
-    @settings(25)
+    @settings(20)
     @hypothesis.given(altered(stated))
     def check(stated):
         (tmp_path / "config.json").write_text(json.dumps(stated))
@@ -156,7 +156,7 @@ def test_weights_of_models(inputs, tmp_path):
     content = (inputs.model / "model.safetensors").read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
 
-    @settings(25)
+    @settings(20)
     @hypothesis.given(damaged(content[:end]))
     def check(head):
         (tmp_path / "model.safetensors").write_bytes(head + content[end:])
@@ -168,7 +168,7 @@ def test_weights_of_models(inputs, tmp_path):
 def test_configs_of_adapters(inputs):
     stated = json.loads((inputs.adapters / "adapter_config.json").read_text())
 
-    @settings(80)
+    @settings(50)
     @hypothesis.given(altered(stated))
     def check(stated):
         survives(peft.read_config, stated, inputs.adapters)
@@ -184,7 +184,7 @@ def test_descriptions_of_checkpoints(inputs, tmp_path, monkeypatch):
     stated = json.loads(metadata(folder).read_text())
     monkeypatch.setattr(checkpoint, "_read_params", lambda *_: params)
 
-    @settings(25)
+    @settings(20)
     @hypothesis.given(altered(stated))
     def check(stated):
         metadata(folder).write_text(json.dumps(stated))
@@ -196,7 +196,7 @@ def test_descriptions_of_checkpoints(inputs, tmp_path, monkeypatch):
 def test_records_of_runs(inputs, tmp_path):
     stated = json.loads((inputs.workdir / "run.json").read_text())
 
-    @settings(80)
+    @settings(50)
     @hypothesis.given(altered(stated))
     def check(stated):
         (tmp_path / "run.json").write_text(json.dumps(stated))

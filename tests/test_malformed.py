@@ -5,12 +5,13 @@ import os
 
 import pytest
 
+from scpo_jax.data import chat
 from tests.faults.corpus import CASES
 from tests.faults.damage import Place
 from tests.faults.whole import Whole
 from tests.run_helpers import scpo
 
-SECONDS = 30.0  # after which a command counts as hanging, and ends the tests
+SECONDS = 200.0  # after which a command counts as hanging, and ends the tests
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,8 @@ def inputs(tmp_path_factory):
 
 
 @pytest.fixture
-def place(inputs, tmp_path):
+def place(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(chat, "SECONDS", 0.3)
     return Place(tmp_path, inputs)
 
 
