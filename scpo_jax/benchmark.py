@@ -153,7 +153,7 @@ def run_of(config, workdir: Workdir, seed: int):
 def run_seed(config, workdir: Workdir, design: Design, force: bool) -> Seed:
     """Trains the missing cells of one seed; what all of its cells found."""
     table = preferences.read_table(workdir.pairs)
-    selection = {row["pair_id"]: row for row in preferences.read_table(workdir.selection).to_pylist()}
+    selection = stages.read_selection(workdir)
     groups, of_group = groups_of(config, workdir, table)
     rows = [row for own in of_group.values() for row in own]
     trainer = Trainer(config, workdir, load_to_train(config, workdir), rows)

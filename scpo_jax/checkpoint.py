@@ -2,8 +2,12 @@
 
 import base64
 import functools
+import gc
 import hashlib
+import logging
 import pathlib
+import re
+import sys
 import tempfile
 from typing import NamedTuple
 
@@ -13,11 +17,10 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
 
-from scpo_jax import distributed
+from scpo_jax import descriptions, distributed, untrusted
 from scpo_jax.data.fields import one_line
 from scpo_jax.errors import InputError
-from scpo_jax.models import hf, lora, module, peft
-from scpo_jax.models.lora import Lora
+from scpo_jax.models import hf, lora, module, peft, weights
 from scpo_jax.models.module import RewardModel
 
 SCHEMA_VERSION = 1
@@ -68,7 +71,7 @@ def load_card(folder: epath.PathLike) -> dict:
 
 def is_language_model(folder: epath.PathLike) -> bool:
     """Whether `save` wrote a language model to a folder."""
-    return is_checkpoint(folder) and bool(_describe(folder).get("language"))  # not there before there were any
+    return is_checkpoint(folder) and _describe(folder)["language"]
 
 
 def load(folder: epath.PathLike) -> Loaded:
@@ -87,16 +90,26 @@ def load_language_model(folder: epath.PathLike) -> Loaded:
 
 def _load(folder: epath.PathLike, language: bool) -> Loaded:
     description = _describe(folder)
-    card = description["card"]
-    stated = description.get("lora")  # not there before there were adapters
-    adapters = stated and Lora(**stated | {"targets": tuple(stated["targets"])})
-    heads = tuple(description.get("heads", ()))  # nor these
-    model = module.build(description["config"], str(folder), adapters, language, heads)
-    args = ocp.args.StandardRestore(jax.tree.map(abstract, _own(module.abstract_params(model), card)))
-    params = _restore(folder, "params", args)
+    card, adapters = description["card"], description["lora"]
+    model = module.build(description["config"], str(folder), adapters, language, description["heads"])
+    params = _read_params(folder, _own(module.abstract_params(model), card))
+    check_finite(params, folder)
     if "base" in card:
         params = lora.join(params, _base_of(folder, card["base"], model))
-    return Loaded(model, params, _unpack_tokenizer(description["tokenizer"]), card)
+    return Loaded(model, params, _unpack_tokenizer(description["tokenizer"], folder), card)
+
+
+def _read_params(folder: epath.PathLike, like: dict) -> dict:
+    """The parameters in a checkpoint, of these shapes."""
+    return _restore(folder, "params", ocp.args.StandardRestore(jax.tree.map(abstract, like)))
+
+
+def check_finite(params: dict, folder: epath.PathLike) -> None:
+    """Refuses parameters that hold NaN or infinity, and names them. Raises InputError."""
+    params = jax.tree.map(np.asarray, params) if jax.default_backend() == "cpu" else params  # there without a copy
+    bad = [weights.not_finite("/".join(path), leaf) for path, leaf in traverse_util.flatten_dict(params).items()]
+    if any(bad):
+        raise InputError(f"{folder}: its parameters are not finite: {', '.join(filter(None, bad))}: train it again")
 
 
 def _own(params: dict, card: dict) -> dict:
@@ -187,13 +200,16 @@ def _load_base(place: str, revision: str, wanted: str, language: bool) -> dict:
 def _describe(folder: epath.PathLike) -> dict:
     if not is_checkpoint(folder):
         raise InputError(f"{folder} is not a checkpoint of scpo: it needs the folders 'model' and 'params'")
+    place = pathlib.Path(folder)
+    untrusted.check_links(place, place.rglob("*"))  # of gs:// there are none
     description = _restore(folder, "model", ocp.args.JsonRestore())
-    if description["schema_version"] != SCHEMA_VERSION:
+    schema = description.get("schema_version") if isinstance(description, dict) else None
+    if schema is not None and schema != SCHEMA_VERSION:
         raise InputError(
-            f"{folder} has checkpoint schema {description['schema_version']}, this version reads {SCHEMA_VERSION}: "
+            f"{folder} has checkpoint schema {schema}, this version reads {SCHEMA_VERSION}: "
             "train it again, or use the version of scpo that wrote it"
         )
-    return description
+    return descriptions.checked(description if schema else {}, folder)
 
 
 def _restore(folder: epath.PathLike, item: str, args):
@@ -202,7 +218,20 @@ def _restore(folder: epath.PathLike, item: str, args):
         with _checkpointer() as checkpointer:
             return checkpointer.restore(epath.Path(folder).resolve(), ocp.args.Composite(**{item: args}))[item]
     except Exception as error:  # a damaged file surfaces as almost any type
-        raise InputError(f"{folder} is a damaged checkpoint ({one_line(error):.200}): train it again") from error
+        reason = one_line(error)
+    _forget_failures()
+    raise InputError(f"{folder} is a damaged checkpoint ({reason:.200}): train it again")
+
+
+def _forget_failures() -> None:
+    """Drops what Orbax still reads of a damaged checkpoint: it would print tracebacks whenever memory is cleaned up."""
+    hook, log = sys.unraisablehook, logging.getLogger("asyncio")
+    level = log.level
+    sys.unraisablehook = lambda _: None
+    log.setLevel(logging.CRITICAL + 1)
+    gc.collect()
+    sys.unraisablehook = hook
+    log.setLevel(level)
 
 
 def _checkpointer() -> ocp.Checkpointer:
@@ -230,10 +259,16 @@ def _pack_tokenizer(tokenizer) -> dict[str, str]:
         return {str(path.relative_to(folder)): base64.b64encode(path.read_bytes()).decode() for path in files}
 
 
-def _unpack_tokenizer(files: dict[str, str]):
+def _unpack_tokenizer(files: dict[str, str], source: epath.PathLike):
     with tempfile.TemporaryDirectory() as folder:
         for name, content in files.items():
-            if pathlib.Path(name).name != name:
-                raise InputError(f"the checkpoint's tokenizer holds the file name {name!r}: refused")
-            (pathlib.Path(folder) / name).write_bytes(base64.b64decode(content))
-        return hf.load_tokenizer(folder)
+            if not re.fullmatch(weights.FILE_NAME, name):
+                raise InputError(f"{source}: the checkpoint's tokenizer holds the file name {name[:80]!r}: refused")
+            try:
+                (pathlib.Path(folder) / name).write_bytes(base64.b64decode(content))
+            except (TypeError, ValueError) as error:
+                raise InputError(f"{source}: its tokenizer's {name} is damaged ({one_line(error)})") from error
+        try:
+            return hf.load_tokenizer(folder)
+        except InputError as error:
+            raise InputError(f"{source}: {str(error).replace(folder, 'its files')}") from error

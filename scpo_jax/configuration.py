@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from scpo_jax import controls, guards, optimizer, scpo
 from scpo_jax.configs import base
-from scpo_jax.data import encoding
+from scpo_jax.data import encoding, fields
 from scpo_jax.data.fields import listing, one_line
 from scpo_jax.errors import InputError
 
@@ -32,8 +32,9 @@ CHOICES = {
 }
 SHARES = (
     "data.max_dropped", "data.test_size", "train.validation_size", "scpo.tau", "scpo.tau_test", "scpo.trim",
-    "policy.gamma", "policy.gae_lambda",
+    "policy.gamma", "policy.gae_lambda", "data.simulated.extreme_share",
 )  # fmt: skip
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 AT_LEAST = {
     0: (
         "data.min_users", "train.learning_rate", "global_rm.learning_rate", "train.warmup_steps", "train.eval_every",
@@ -41,8 +42,11 @@ AT_LEAST = {
         "train.lora.rank", "policy.sft.learning_rate", "policy.sft.warmup_steps", "policy.sft.max_steps",
         "policy.steps", "policy.learning_rate", "policy.kl_coef", "policy.kl_target", "policy.missing_eos_penalty",
         "policy.cliprange", "policy.cliprange_value", "policy.vf_coef", "policy.value_warmup_steps", "policy.lora.rank",
+        "data.min_share_gap",
     ),
     1: (
+        *(f"{section}.scratch.{size}" for section in ("model", "policy") for size in SIZES), "data.max_pairs_per_cell",
+        "policy.scratch.num_key_value_heads",
         "train.batch_size", "train.max_steps", "global_rm.batch_size", "global_rm.max_steps", "checkpoint.keep",
         "data.simulated.users_per_group", "distributed.heartbeat_seconds", "train.max_skipped", "policy.max_prompt",
         "policy.new_tokens", "policy.sft.batch_size", "policy.batch_size", "policy.num_mini_batches",
@@ -51,6 +55,7 @@ AT_LEAST = {
     2: ("policy.num_generations", "policy.reference_samples"),
     8: ("model.max_length",),
 }  # fmt: skip
+BELOW = 2**31  # of whole numbers other than seeds, which may have 63 bits; devices count in 32
 PER_GROUP = ("tau", "beta", "learning_rate", "max_steps")
 
 
@@ -64,7 +69,7 @@ class TupleParser(flags.ArgumentParser):
             return tuple(part.strip() for part in re.findall(r'(?:"[^"]*"|[^,])+', argument) if part.strip())
         try:
             return tuple(ast.literal_eval(argument.strip()))
-        except (ValueError, SyntaxError, TypeError) as error:
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
             raise ValueError(f"not a Python tuple ({one_line(error)})") from error
 
 
@@ -88,6 +93,8 @@ def load(path: str, values: flags.FlagValues) -> ConfigDict:
     for key, owner, name in leaves(config):
         if values[f"config.{key}"].present:
             owner[name] = values[f"config.{key}"].value
+    for key, owner, name in leaves(config):
+        check_plain(owner[name], f"config.{key}")
     return config
 
 
@@ -101,7 +108,7 @@ def read(path: str) -> ConfigDict:
     try:
         exec(compile(file.read_bytes(), path, "exec"), namespace)
         config = namespace["get_config"]() if "get_config" in namespace else None
-    except Exception as error:  # the file is a program of the user's own: anything may be wrong with it
+    except (Exception, SystemExit) as error:  # the file is a program of the user's own: anything may be wrong with it
         raise InputError(f"--config={path}: {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(config, ConfigDict):
         raise InputError(f"--config={path}: it has no get_config() that returns a ConfigDict; see configs/base.py")
@@ -119,6 +126,31 @@ def check_keys(config: ConfigDict, path: str) -> None:
         raise InputError(
             f"--config={path}: missing config key {listing(sorted(known - own))}; start from base.get_config()"
         )
+    for (key, owner, name), (_, mine, _) in zip(by_key(base.get_config()), by_key(config), strict=True):
+        kind = owner.get_type(name)
+        kinds = (kind, type(owner[name]), int) if kind is float else (kind, type(owner[name]))
+        if type(mine[name]) not in kinds:
+            raise InputError(
+                f"--config={path}: config.{key} is {str(mine[name])[:60]!r}; it has to be of type {kind.__name__}"
+            )
+
+
+def by_key(config: ConfigDict) -> list[tuple[str, ConfigDict, str]]:
+    """The leaves of a configuration, sorted by their keys."""
+    return sorted(leaves(config), key=lambda leaf: leaf[0])
+
+
+def check_plain(value, key: str) -> None:
+    """Refuses what JSON has no form for: run.json holds the config."""
+    if isinstance(value, tuple | list):
+        for part in value:
+            check_plain(part, key)
+    elif value is not None and not isinstance(value, bool | int | float | str):
+        raise InputError(f"{key} holds {str(value)[:60]!r}: it has to be text, numbers, or tuples of these")
+    elif isinstance(value, str):
+        fields.valid_text(value, key, "the config")
+    elif isinstance(value, int) and abs(value) >= (2**63 if "seed" in key else BELOW):
+        raise InputError(f"{key} is a whole number of {value.bit_length()} bits: that is too large")
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, ConfigDict, str]]:
@@ -152,6 +184,8 @@ def check(config: ConfigDict) -> None:
             if values[key] < least:
                 raise InputError(f"config.{key}={values[key]}: it has to be at least {least}")
     check_quantiles(config.data.length_quantiles)
+    check_scratch(config.model.scratch, "config.model.scratch")
+    check_scratch(config.policy.scratch, "config.policy.scratch")
     check_lora(config.train.lora, "config.train.lora")
     check_lora(config.policy.lora, "config.policy.lora")
     if not config.scpo.beta > 0:
@@ -182,6 +216,18 @@ def check_quantiles(quantiles: tuple) -> None:
             f"config.data.length_quantiles={str(tuple(quantiles))[:80]}: it has to be two or more rising numbers of "
             "tokens, like (8,105,310)"
         )
+
+
+def check_scratch(scratch: ConfigDict, key: str) -> None:
+    """Refuses sizes of a model that do not go together."""
+    if scratch.hidden_size % scratch.num_attention_heads:
+        raise InputError(f"{key}.num_attention_heads={scratch.num_attention_heads}: it has to divide hidden_size")
+    if "num_key_value_heads" in scratch and scratch.num_attention_heads % scratch.num_key_value_heads:
+        raise InputError(
+            f"{key}.num_key_value_heads={scratch.num_key_value_heads}: it has to divide num_attention_heads"
+        )
+    if "dropout" in scratch and not 0 <= scratch.dropout < 1:
+        raise InputError(f"{key}.dropout={scratch.dropout}: it has to be at least 0 and below 1")
 
 
 def check_lora(lora: ConfigDict, key: str) -> None:
@@ -233,3 +279,5 @@ def check_per_group(entry) -> None:
         raise InputError(
             f"config.per_group holds {entry!r}: the value has to be a number above 0, that of max_steps a whole one"
         )
+    if entry[1] == "tau" and entry[2] > 1:
+        raise InputError(f"config.per_group holds {entry!r}: tau is a probability, at most 1")

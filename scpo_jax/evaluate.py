@@ -65,7 +65,7 @@ def evaluate(config, workdir: Workdir) -> None:
     steered = stages.steered_groups(config, table)
     rows = table.to_pylist()
     of_test = [row for row in rows if row["split"] == "test"]
-    global_scores = stages.read_scores([workdir.scores])
+    global_scores = stages.stored_scores(workdir, stages.scored_rows(config, table))
     groups = {}
     for group in steered:
         own = [row for row in of_test if row["group"] == group]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scpo_jax import distributed, logs, metrics, scored_pairs
+from scpo_jax import distributed, logs, metrics, row_files, scored_pairs, untrusted
 from scpo_jax.data import fields, jsonl, records
 from scpo_jax.data.preferences import prompt_of
 from scpo_jax.errors import InputError
@@ -21,16 +21,18 @@ def output_path(name: str) -> pathlib.Path:
     path = pathlib.Path(name)
     if path.is_dir():
         raise InputError(f"--output={path} is a folder: name a file")
+    untrusted.check_regular(path)
     check_place(path.parent, "--output")
     return path
 
 
 def read_rows(source: str, flag: str = "--input") -> list[tuple[str, dict]]:
-    """(file:line, row) of every row; raises the first error there is."""
+    """(file:line, row) of every row, all of which JSON lines can hold; raises the first error there is."""
     rows = records.read_rows(source)
-    for _, row in rows:
+    for where, row in rows:
         if isinstance(row, InputError):
             raise row
+        row_files.checked_json_line(row, where)
     distributed.check_same(f"{flag}={source}", digest([row for _, row in rows]))
     return rows
 

@@ -1,7 +1,6 @@
 """Whatever a user can name as a model (`--model=M`), ready to score texts."""
 
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -9,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from scpo_jax import checkpoint, score, steering, workdir
+from scpo_jax import checkpoint, descriptions, score, steering, untrusted, workdir
 from scpo_jax.checkpoint import Loaded
 from scpo_jax.data import encoding
 from scpo_jax.data.encoding import Prompt
@@ -181,7 +180,8 @@ def load_blend(name: str, method: str, profile: str) -> Loaded:
 def load_model(name: str, revision: str = "") -> Loaded:
     """A single reward model: a checkpoint of ours, a Hugging Face folder, one of PEFT's adapters, or a hub id."""
     if checkpoint.is_checkpoint(name):
-        return checkpoint.check_one_score(checkpoint.load(name), name)
+        loaded = checkpoint.check_one_score(checkpoint.load(name), name)
+        return loaded._replace(card=descriptions.check_scores(loaded.card, name))
     if peft.is_adapter(name):
         loaded = checkpoint.load_peft(name)
         return loaded._replace(card=_card_of(pathlib.Path(name).expanduser(), loaded.model.max_positions))
@@ -195,7 +195,11 @@ def _card_of(folder: pathlib.Path, max_positions: int | None) -> dict:
     card = {"method": "global", "group": "", "encoding": "pair"}
     card["max_length"] = min(max_positions or DEFAULT_MAX_LENGTH, DEFAULT_MAX_LENGTH)
     path = folder / CARD_FILE
-    return card | (json.loads(path.read_text(encoding="utf-8")) if path.exists() else {})
+    if path.exists():
+        untrusted.check_links(folder, [path])
+        card |= untrusted.json_object(path)
+        descriptions.check_card(card, path)
+    return card
 
 
 def _global_model(run: workdir.Workdir) -> Loaded:

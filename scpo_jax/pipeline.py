@@ -19,12 +19,14 @@ from scpo_jax import (
     distributed,
     evaluate,
     logs,
+    policy_prompts,
     policy_stage,
     report,
     sharding,
     stages,
     train_groups,
 )  # fmt: skip
+from scpo_jax.data.fields import one_line
 from scpo_jax.errors import InputError
 from scpo_jax.workdir import Workdir, digest, finished
 
@@ -77,6 +79,7 @@ def run(config, workdir: Workdir, *, only: Sequence[str] = (), force: bool = Fal
     the stages that differ).
     """
     configuration.check(config)
+    policy_prompts.check(config)
     sharding.make_mesh(config.mesh.group, config.mesh.data, config.mesh.model)
     for name in only:
         if name not in STAGES:
@@ -179,7 +182,7 @@ def fingerprints(config, record: dict) -> dict[str, str]:
     for name, stage in stages_of(config).items():
         inputs = {needed: wanted[needed] for needed in stage.needs}
         if name in INPUTS:
-            inputs["files"] = input_files(config, name) or record["stages"].get(name, {"inputs": {}})["inputs"]
+            inputs["files"] = input_files(config, name) or record["stages"].get(name, {}).get("inputs", {})
         wanted[name] = digest([own_keys(config, name), inputs])
     return wanted
 
@@ -190,12 +193,15 @@ HASHED_BYTES = 1 << 20  # of each end of a file; enough to tell model files apar
 def input_files(config, stage: str) -> dict[str, str]:
     """Local file -> digest of its content, of a stage's data and model; hub ids are pinned by their revision."""
     files, values = {}, configuration.flatten(config)
-    for name in (values[key] for key in INPUTS[stage]):
-        path = pathlib.Path(name).expanduser()
-        if name and path.exists():
-            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-                if file.is_file():
-                    files[str(file)] = file_digest(file)
+    for key in INPUTS[stage]:
+        path = file = pathlib.Path(values[key]).expanduser()
+        try:
+            if values[key] and path.exists():
+                for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                    if file.is_file():
+                        files[str(file)] = file_digest(file)
+        except OSError as error:
+            raise InputError(f"config.{key}={file}: it cannot be read ({one_line(error)})") from error
     return files
 
 
@@ -242,7 +248,8 @@ def differences(config, record: dict, stale: Sequence[str]) -> list[str]:
         stage = record["stages"][name]
         old, new = stage["config"], own_keys(config, name)
         if name in INPUTS:
-            old, new = old | stage["inputs"], new | (input_files(config, name) or stage["inputs"])
+            before = stage.get("inputs", {})
+            old, new = old | before, new | (input_files(config, name) or before)
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
                 found[key] = f"{key}: {shown(old, key)} -> {shown(new, key)}"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from scpo_jax import logs
-from scpo_jax.data import preferences
+from scpo_jax.data import jsonl, preferences
 from scpo_jax.data.encoding import Prompt
 from scpo_jax.data.records import read_rows
 from scpo_jax.errors import InputError
@@ -59,20 +59,22 @@ def prompts_of_file(path: str) -> list[Prompt]:
     for where, row in read_rows(path):
         if isinstance(row, InputError):
             raise row
-        prompt = row.get("prompt")
-        texts = [prompt] if isinstance(prompt, str) else messages_in(prompt)
-        if not texts or not any(text.strip() for text in texts):
+        prompt = jsonl.prompt(row, "prompt", where)
+        if not any(text.strip() for text in ([prompt] if isinstance(prompt, str) else contents(prompt))):
             raise InputError(f"{where}: it has no prompt: a text, or messages of role and content")
         found[preferences.as_text(prompt)] = prompt
     return list(found.values())
 
 
-def messages_in(prompt) -> list[str]:
-    """The contents of messages; [] for anything else."""
-    if not isinstance(prompt, list) or not all(isinstance(message, dict) for message in prompt):
-        return []
-    parts = [message.get(key) for message in prompt for key in ("role", "content")]
-    return parts[1::2] if all(isinstance(part, str) for part in parts) else []
+def contents(messages: Sequence[dict]) -> list[str]:
+    """The contents of messages."""
+    return [message["content"] for message in messages]
+
+
+def check(config) -> None:
+    """Refuses a file of prompts that cannot be read, before anything is trained. Raises InputError."""
+    if config.policy.steps and config.policy.prompts:
+        prompts_of_file(config.policy.prompts)
 
 
 def tagged(prompt: Prompt, group: str) -> Prompt:

@@ -124,10 +124,21 @@ def json_line(row: dict) -> str:
     return line
 
 
+def checked_json_line(row: dict, where: str) -> str:
+    """A row as JSON. Raises InputError where JSON lines cannot hold it."""
+    try:
+        return json_line(row)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{where}: JSON lines cannot hold this row ({one_line(error)}): fix it, or name an --output "
+            "that ends in .parquet"
+        ) from error
+
+
 def _parsed(line: bytes) -> dict:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

@@ -196,10 +196,17 @@ def score_texts(function: ScoreFunction, params: dict, texts: Sequence[Text]) ->
 
 
 def check_length(texts: Sequence[Text], model: RewardModel) -> None:
-    """Refuses texts longer than the model has positions for."""
+    """Refuses texts longer than the model has positions for, and tokens that it has no embedding of."""
     longest = max((len(text.input_ids) for text in texts), default=0)
     if model.max_positions is not None and longest > model.max_positions:
         raise InputError(
             f"a text has {longest} tokens but the model takes {model.max_positions}: "
             "lower config.model.max_length, or use config.model.encoding=pair, which cuts texts"
+        )
+    words = model.shapes["embeddings"]["word"]["embedding"].shape[0]
+    highest = max((int(text.input_ids.max(initial=0)) for text in texts), default=0)
+    if highest >= words:
+        raise InputError(
+            f"the tokenizer gives a text the token {highest}, and the vocabulary of the model ends at {words - 1}: "
+            "they are not of the same model"
         )

@@ -112,7 +112,8 @@ def _first_reading(source: str, columns: Columns | None, parquet: bool) -> Conte
     progress = logs.Progress(None, "read", "row")
     for chunk in row_files.chunks(_rows(source, columns), records.ROWS_AT_ONCE):
         for row in chunk:
-            digest.update((_comparable(row.fields) if parquet else _json_line(row)).encode())
+            line = _comparable(row.fields) if parquet else row_files.checked_json_line(row.fields, row.where)
+            digest.update(line.encode())
             added |= dict.fromkeys(_added(row, columns))
         rows += len(chunk)
         if parquet and not of_parquet:
@@ -126,17 +127,6 @@ def _first_reading(source: str, columns: Columns | None, parquet: bool) -> Conte
         own = [field for field in schema if field.name not in added]
         schema = row_files.parquet_schema([*own, *(pyarrow.field(name, TYPES[name]) for name in added)])
     return Content(rows, digest.hexdigest(), schema)
-
-
-def _json_line(row: Row) -> str:
-    """A row as JSON. Raises InputError where JSON lines cannot hold it."""
-    try:
-        return row_files.json_line(row.fields)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{row.where}: JSON lines cannot hold this row ({fields.one_line(error)}): fix it, or name an --output "
-            "that ends in .parquet"
-        ) from error
 
 
 def _comparable(row: dict) -> str:
@@ -190,7 +180,7 @@ def _finished(file, path: pathlib.Path, source: str, columns: Columns | None) ->
 def _is_of(row: Row, shown: dict, written: dict, columns: Columns | None) -> bool:
     """Whether `written` is the row with what it gets, and nothing else."""
     added = _added(row, columns)
-    if not all(name in written and written[name] is not None for name in added):
+    if not all(isinstance(written.get(name), int | float) for name in added):
         return False
     ours = (*SCORES, *added)
     return _comparable(_without(ours, written)) == _comparable(_without(ours, shown))

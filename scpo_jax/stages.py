@@ -6,7 +6,6 @@ import time
 import jax
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from etils import epath
 
 from scpo_jax import calibrate, checkpoint, distributed, examples, guards, logs, score, scpo, tokens
@@ -232,10 +231,41 @@ def read_scores(paths) -> dict[str, np.float32]:
     """text key -> reward of score files."""
     scores = {}
     for path in sorted(paths):
-        with path.open("rb") as file:
-            columns = pq.read_table(file).to_pydict()
+        columns = preferences.read_table(path).to_pydict()
+        if not {"key", "reward"} <= columns.keys():
+            raise InputError(f"{path} is no file of scores: it was changed after stage score wrote it")
         scores |= zip(columns["key"], np.asarray(columns["reward"], np.float32), strict=True)
     return scores
+
+
+def stored_scores(workdir: Workdir, rows: list[dict]) -> dict[str, np.float32]:
+    """text key -> reward by the global RM, on disk. Raises InputError where a text of these pairs has no finite one."""
+    scores = read_scores([workdir.scores])
+    texts = tokens.texts_of(rows)
+    bad = [key for key in texts if not np.isfinite(scores.get(key, np.nan))]
+    if bad:
+        prompt, response = (preferences.as_text(text)[:60] for text in texts[bad[0]])
+        raise InputError(
+            f"{workdir.scores} has no finite score of {len(bad)} of {len(texts)} texts, first prompt {prompt!r} with "
+            f"response {response!r}: it was changed after stage score wrote it; restore it, or use another --workdir"
+        )
+    return scores
+
+
+REWARDS = ("ref_chosen", "ref_rejected", "p_global", "weight")
+
+
+def read_selection(workdir: Workdir) -> dict[str, dict]:
+    """pair_id -> row of the selection on disk. Raises InputError where a number of it is not finite."""
+    selection = {row["pair_id"]: row for row in preferences.read_table(workdir.selection).to_pylist()}
+    for pair_id, row in selection.items():
+        for name in REWARDS:
+            if row[name] is None or not np.isfinite(row[name]):
+                raise InputError(
+                    f"{workdir.selection}: pair {pair_id!r} has {name} {row[name]}: it was changed after stage select "
+                    "wrote it; restore it, or use another --workdir"
+                )
+    return selection
 
 
 def write_scores(path, scores: dict[str, np.float32]) -> None:
@@ -259,7 +289,7 @@ def select(config, workdir: Workdir) -> None:
     table = preferences.read_table(workdir.pairs)
     steered = steered_groups(config, table)
     rows = [row for row in table.to_pylist() if row["group"] in steered]
-    scores = read_scores([workdir.scores])
+    scores = stored_scores(workdir, rows)
     chosen, rejected = (
         np.array([scores[score.text_key(row["prompt"], row[side])] for row in rows], np.float32)
         for side in ("chosen", "rejected")

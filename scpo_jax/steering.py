@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scpo_jax.data.fields import kind, one_line
+from scpo_jax import untrusted
+from scpo_jax.data.fields import kind, one_line, unique
 from scpo_jax.data.preferences import check_groups
 from scpo_jax.errors import InputError
 
@@ -60,8 +61,9 @@ def _is_inline(text: str) -> bool:
 
 def _content(path: str, flag: str) -> str:
     try:
+        untrusted.check_regular(pathlib.Path(path))
         return pathlib.Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a name that no file can have
+    except (OSError, ValueError, InputError) as error:  # ValueError: not UTF-8, or a name that no file can have
         raise InputError(
             f"{flag}={path}: neither a file that can be read ({one_line(error)}) nor a profile, which is "
             'like {"Chile":0.7,"Mexico":0.3} or Chile=0.7,Mexico=0.3'
@@ -70,7 +72,7 @@ def _content(path: str, flag: str) -> str:
 
 def _json(text: str, flag: str) -> dict:
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refused_constant)
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=_refused_constant)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{flag}: not a profile in JSON ({one_line(error)})") from error
     if isinstance(value, dict) and isinstance(value.get("profile"), dict):
@@ -78,14 +80,6 @@ def _json(text: str, flag: str) -> dict:
     if not isinstance(value, dict):
         raise InputError(f"{flag}: {kind(value)} is no profile; it has to be an object of groups and strengths")
     return value
-
-
-def _unique(items: list[tuple[str, object]]) -> dict:
-    names = [name for name, _ in items]
-    repeated = next((name for name in names if names.count(name) > 1), None)
-    if repeated is not None:
-        raise ValueError(f"it names {repeated!r} twice")
-    return dict(items)
 
 
 def _refused_constant(name: str):
@@ -104,7 +98,7 @@ def _listed(text: str, flag: str) -> dict[str, float]:
         except ValueError as error:
             raise InputError(f"{flag}: the strength of {group.strip()!r} is {value!r}, not a number") from error
     try:
-        return _unique(items)
+        return unique(items)
     except ValueError as error:
         raise InputError(f"{flag}: {error}") from error
 

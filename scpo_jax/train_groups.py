@@ -52,7 +52,7 @@ def train(config, workdir: Workdir) -> None:
     """
     table = preferences.read_table(workdir.pairs)
     steered = stages.steered_groups(config, table)
-    selection = {row["pair_id"]: row for row in preferences.read_table(workdir.selection).to_pylist()}
+    selection = stages.read_selection(workdir)
     rows = [row for row in table.to_pylist() if row["split"] == "train" and row["pair_id"] in selection]
     slugs, of_group = slugs_of(steered), {}
     for group in steered:

@@ -7,7 +7,7 @@ import uuid
 
 from etils import epath
 
-from scpo_jax import checkpoint
+from scpo_jax import checkpoint, untrusted
 from scpo_jax.data import preferences
 from scpo_jax.errors import InputError
 
@@ -26,9 +26,26 @@ def finished(record: dict, stage: str) -> bool:
     return "finished" in record["stages"].get(stage, {})
 
 
+def is_record(value: dict) -> bool:
+    """Whether an object is a `run.json`: of every stage its fingerprint and its part of the config."""
+    stages = value.get("stages")
+    return (
+        value.get("schema_version") == SCHEMA_VERSION
+        and isinstance(stages, dict)
+        and isinstance(value.get("config", {}), dict)
+        and all(isinstance(own, dict) for own in stages.values())
+        and all(isinstance(own.get("fingerprint"), str) for own in stages.values())
+        and all(isinstance(own.get("config"), dict) for own in stages.values())
+        and all(isinstance(own.get("inputs", {}), dict) for own in stages.values())
+    )
+
+
 def check_place(folder: epath.Path, flag: str) -> None:
     """Refuses a folder that cannot be made because it, or what it should lie in, is a file."""
-    existing = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    try:
+        existing = next((path for path in (folder, *folder.parents) if path.exists()), None)
+    except OSError as error:  # no permission, a name too long
+        raise InputError(f"{flag}={folder}: {untrusted.first_line(error)}") from error
     if existing is not None and not existing.is_dir():
         raise InputError(f"{flag}={folder}: {existing} is a file: name a folder")
 
@@ -72,13 +89,12 @@ class Workdir:
         path = self.root / "run.json"
         if not path.exists():
             return {"schema_version": SCHEMA_VERSION, "stages": {}}
-        try:
-            record = json.loads(path.read_text())
-            schema, _ = record["schema_version"], dict(record["stages"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{path} is not the record of a run: use another --workdir, or remove the file") from error
-        if schema != SCHEMA_VERSION:
+        record = untrusted.json_object(path)
+        if record.get("schema_version") != SCHEMA_VERSION and "schema_version" in record:
+            schema = record["schema_version"]
             raise InputError(f"{path} has schema {schema}, this version reads {SCHEMA_VERSION}: use another --workdir")
+        if not is_record(record):
+            raise InputError(f"{path} is not the record of a run: use another --workdir, or remove the file")
         return record
 
     def write_token(self) -> str:

@@ -82,5 +82,5 @@ def test_prompts_of_train_users_without_those_that_are_held_out(tmp_path, capsys
     assert policy_prompts.tagged(messages, "Chile") == [{"role": "user", "content": "[Chile] u"}, messages[1]]
     for bad in ({}, {"prompt": " "}, {"prompt": [{"role": "user"}]}, {"prompt": 3}):
         config.policy.prompts = str(run_helpers.write_rows(tmp_path / "p.jsonl", [{"prompt": "u"}, bad]))
-        with pytest.raises(InputError, match="p.jsonl:2: it has no prompt"):
+        with pytest.raises(InputError, match="p.jsonl:2: "):
             policy_prompts.training_tasks(config, rows, "Chile")

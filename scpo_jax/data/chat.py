@@ -3,7 +3,10 @@
 A tokenizer without a template gets the plain form "prompt, empty line, response".
 """
 
+import contextlib
 import os
+import signal
+import threading
 from typing import NamedTuple
 
 from scpo_jax.data.fields import one_line
@@ -11,6 +14,7 @@ from scpo_jax.data.preferences import as_text
 from scpo_jax.errors import InputError
 
 PLACE = "scporesponse"  # stands for the response where a template is asked what it writes around it
+SECONDS = 5.0  # of computing that a template may take for a conversation; it needs milliseconds
 PLAIN = "\n\n"  # between prompt and response without a template
 
 
@@ -51,11 +55,34 @@ def messages_of(prompt: str | list[dict]) -> list[dict]:
 def apply(tokenizer, messages: list[dict], add_generation_prompt: bool = False) -> str:
     """What the template makes of a conversation."""
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        with _limited():
+            return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     except Exception as error:  # a template is a program: it may refuse roles or their order, or just be broken
         raise InputError(
             f"the tokenizer's chat template refuses the prompt {as_text(messages)[:60]!r}: {one_line(error):.200}"
         ) from error
+
+
+@contextlib.contextmanager
+def _limited():
+    """Ends what takes longer than `SECONDS` of computing: a template is a program of whoever made the tokenizer.
+
+    Only the main thread can be ended so.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_):
+        raise TimeoutError(f"it computes for more than {SECONDS} seconds")
+
+    before = signal.signal(signal.SIGVTALRM, end)
+    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def begins(tokenizer) -> bool:

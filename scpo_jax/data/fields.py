@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from scpo_jax.errors import InputError
 
+DEEPEST = 64  # levels of lists and objects in a record
 KINDS = {str: "a string", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
 
 
@@ -30,8 +31,12 @@ def number(record: dict, name: str, where: str) -> int | float:
     value = required(record, name, where)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"{where}: field '{name}' is {kind(value)}; it has to be a number")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{where}: field '{name}' is {value}; it has to be a finite number")
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:  # an integer that no float can hold
+        finite = False
+    if not finite:
+        raise InputError(f"{where}: field '{name}' is {str(value)[:40]}; it has to be a finite number")
     return value
 
 
@@ -91,6 +96,26 @@ def check_group_field(rows: Iterable[tuple[str, dict | InputError]], name: str, 
     known = {leaf for _, row in rows if not isinstance(row, InputError) for leaf, _ in leaves(row)}
     if known and name not in known:
         raise InputError(f"{source} has no field {name!r}: config.data.group_by can be {listing(sorted(known))}")
+
+
+def unique(items: list[tuple[str, object]]) -> dict:
+    """The object of these names and values, for `json.loads`, which would keep the last of two equal names."""
+    found = dict(items)
+    if len(found) < len(items):
+        names = [name for name, _ in items]
+        raise ValueError(f"it names {next(name for name in names if names.count(name) > 1)!r} twice")
+    return found
+
+
+def check_depth(record: dict, where: str) -> None:
+    """Refuses a record nested deeper than `DEEPEST`: what walks through it, or writes it, may be recursive."""
+    level = [record]
+    for _ in range(DEEPEST):
+        inner = (value.values() if isinstance(value, dict) else value for value in level)
+        level = [value for values in inner for value in values if isinstance(value, dict | list | tuple)]
+        if not level:
+            return
+    raise InputError(f"{where}: this row is nested more than {DEEPEST} levels deep; flatten it")
 
 
 def kind(value) -> str:

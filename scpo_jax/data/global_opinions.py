@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ COUNTRY_NAMES = {  # the two surveys spell these differently
     "Taiwan ROC": "Taiwan",
 }
 SAMPLES = ("", "Current national sample", "Old national sample", "Non-national sample")  # the best first
+LARGEST_SHARE = 1e9  # counts will do as well as shares
 BATTERY_CHARACTERS = 60  # questions of a battery agree in as many, DESIGN section 3
 
 
@@ -131,7 +131,7 @@ def _question_or_error(where: str, row: dict | InputError) -> Question | InputEr
 
 def _question(row: dict, where: str) -> Question:
     options = _literal(row, "options", list, where)
-    options = [fields.valid_text(str(option).strip(), "options", where) for option in options]
+    options = [_option(option, where) for option in options]
     selections = _literal(row, "selections", dict, where)
     for country, shares in selections.items():
         _check_shares(country, shares, where)
@@ -148,17 +148,27 @@ def _literal(row: dict, name: str, expected: type, where: str):
     spelt = re.sub(r"^defaultdict\(<class 'list'>, (.*)\)$", r"\1", fields.text(row, name, where).strip(), flags=re.S)
     try:
         value = ast.literal_eval(spelt)
-    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
         raise InputError(f"{where}: field '{name}' is no Python {expected.__name__}; fix its quotes") from error
     if not isinstance(value, expected):
         raise InputError(f"{where}: field '{name}' is {fields.kind(value)}; it has to be a Python {expected.__name__}")
     return value
 
 
+def _option(value, where: str) -> str:
+    """An option as text; the file has numbers too."""
+    try:
+        return fields.valid_text(str(value).strip(), "options", where)
+    except ValueError as error:  # an integer of thousands of digits
+        raise InputError(f"{where}: an option is no text ({fields.one_line(error)}); fix it") from error
+
+
 def _check_shares(country, shares, where: str) -> None:
     numbers = isinstance(shares, list) and all(type(share) in (int, float) for share in shares)
-    if not isinstance(country, str) or not numbers or not all(0 <= share < math.inf for share in shares):
-        raise InputError(f"{where}: the selections of {country!r} are no list of shares; every share is 0 or more")
+    if not isinstance(country, str) or not numbers or not all(0 <= share <= LARGEST_SHARE for share in shares):
+        raise InputError(
+            f"{where}: the selections of {country!r} are no list of shares; every share is from 0 to {LARGEST_SHARE:g}"
+        )
     fields.valid_text(country, "selections", where)
 
 

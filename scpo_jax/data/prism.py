@@ -146,6 +146,6 @@ def _pair(first: dict, second: dict, group: str) -> dict | None:
         "chosen_id": chosen["id"],
         "rejected_id": rejected["id"],
         "margin": None,
-        "score_chosen": chosen["score"],
-        "score_rejected": rejected["score"],
+        "score_chosen": float(chosen["score"]),
+        "score_rejected": float(rejected["score"]),
     }

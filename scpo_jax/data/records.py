@@ -12,7 +12,8 @@ import pyarrow
 import pyarrow.parquet
 from etils import epath
 
-from scpo_jax.data.fields import kind, one_line, valid_text
+from scpo_jax import untrusted
+from scpo_jax.data.fields import check_depth, kind, one_line, unique, valid_text
 from scpo_jax.errors import InputError
 
 ROWS_AT_ONCE = 128  # of a Parquet file in memory
@@ -41,6 +42,7 @@ def stream_rows(path) -> Iterator[Row]:
         raise InputError(f"{path} is a folder: give the file")
     if not path.exists():
         raise InputError(f"{path} does not exist: check the path")
+    untrusted.check_regular(path)
     readers = {".csv": csv_rows, ".parquet": parquet_rows}
     empty = True
     try:
@@ -74,7 +76,7 @@ def csv_rows(path) -> Iterator[Row]:
         try:
             row = next(reader)
             if row and header is None:
-                header = _csv_header(row, where)
+                header = _check_names(row, where)
             elif row:
                 yield where, _csv_record(header, row, where)
         except StopIteration:
@@ -94,11 +96,14 @@ def parquet_rows(path) -> Iterator[Row]:
     number = 0
     try:
         with epath.Path(path).open("rb") as file:
-            for batch in pyarrow.parquet.ParquetFile(file).iter_batches(ROWS_AT_ONCE):
+            table = pyarrow.parquet.ParquetFile(file)
+            _check_names(table.schema_arrow.names, str(path))
+            for batch in table.iter_batches(ROWS_AT_ONCE):
                 for record in batch.to_pylist():
                     number += 1
+                    check_depth(record, f"{path}: row {number}")
                     yield f"{path}: row {number}", record
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # no UTF-8, dates that Python does not have
         raise InputError(f"{path}: not a readable Parquet file ({one_line(error)}); write it again") from error
 
 
@@ -110,13 +115,14 @@ def _lines(path) -> Iterator[tuple[int, bytes]]:
 
 def _json_object(line: bytes, where: str) -> dict:
     try:
-        record = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+        record = json.loads(line.decode("utf-8"), object_pairs_hook=unique, parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:
         raise InputError(f"{where}: not UTF-8 (byte {error.start + 1} of the line); convert the file") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not JSON ({one_line(error)}); every line has to be one JSON object") from error
     if not isinstance(record, dict):
         raise InputError(f"{where}: this line is {kind(record)}; every line has to be one JSON object")
+    check_depth(record, where)
     return record
 
 
@@ -124,11 +130,11 @@ def _refuse_constant(name: str):
     raise ValueError(f"{name} is no JSON number")
 
 
-def _csv_header(row: list[str], where: str) -> list[str]:
-    repeated = sorted({name for name in row if row.count(name) > 1})
+def _check_names(names: list[str], where: str) -> list[str]:
+    repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise InputError(f"{where}: the header names {repeated} more than once; rename all but one")
-    return row
+    return names
 
 
 def _csv_record(header: list[str], row: list[str], where: str) -> dict:

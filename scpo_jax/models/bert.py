@@ -69,6 +69,8 @@ def unsupported(settings: Settings) -> str | None:
     """What this module cannot compute of a checkpoint with these settings, or None."""
     if settings.position_embedding_type not in (None, "absolute"):
         return f"position_embedding_type {settings.position_embedding_type!r} (only absolute)"
+    if settings.type_vocab_size < 1:
+        return f"type_vocab_size {settings.type_vocab_size} (at least 1)"
     if settings.is_decoder:
         return "is_decoder (only bidirectional attention)"
     return None

@@ -85,7 +85,7 @@ class Settings:
         """The relative terms, as in `pos_att_type`."""
         stated = self.pos_att_type or ()
         parts = stated.split("|") if isinstance(stated, str) else stated
-        return tuple(part.strip().lower() for part in parts)
+        return tuple(str(part).strip().lower() for part in parts)
 
     @property
     def largest_distance(self) -> int:

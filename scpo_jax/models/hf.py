@@ -14,6 +14,7 @@ import numpy as np
 import safetensors.numpy
 from flax import traverse_util
 
+from scpo_jax import untrusted
 from scpo_jax.errors import InputError
 from scpo_jax.models import module, rotary, weights
 
@@ -53,7 +54,7 @@ def resolve(name_or_path: str, revision: str = "", weights_too: bool = True) -> 
             found = huggingface_hub.snapshot_download(name_or_path, revision=revision or None, allow_patterns=patterns)
     except Exception as error:  # the client's own errors, those of its HTTP library, OSError, ValueError
         at = f" at revision {revision}" if revision else ""
-        reason = weights.first_line(error)
+        reason = untrusted.first_line(error)
         raise InputError(f"model {name_or_path}{at}: no such folder, nor from the hub: {reason}") from error
     return pathlib.Path(found)
 
@@ -79,6 +80,7 @@ def load_language_model(folder):
 def read(folder, language: bool = False) -> tuple[module.RewardModel, dict]:
     """The model of a folder's `config.json`, and all tensors of its weights under the names of the classifier form."""
     folder = pathlib.Path(folder)
+    check_links(folder)
     model = module.build(weights.read_json(folder / "config.json"), str(folder), language=language)
     return model, rename(weights.read_weights(folder), module.FAMILIES[model.family].HF_RENAMES, folder)
 
@@ -129,12 +131,19 @@ def saved_config(model: module.RewardModel) -> dict:
     return rotary.in_both_forms(config) | own | ({} if model.language else labels)
 
 
+def check_links(folder: pathlib.Path) -> None:
+    """Refuses files of a model that are links to places outside of its folder. Raises InputError."""
+    names = (*HUB_FILES, *TORCH_FILES, "additional_chat_templates/*")
+    untrusted.check_links(folder, (path for name in names for path in folder.glob(name)))
+
+
 def load_tokenizer(folder):
     """The tokenizer of a folder, also where it exists only as a sentencepiece model. Raises InputError.
 
     Of several chat templates it keeps the one named "default".
     """
     folder = pathlib.Path(folder)
+    check_links(folder)
     # transformers makes an empty tokenizer of a folder without vocabulary and says nothing
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
         raise InputError(f"{folder}: no tokenizer there; copy its files there ({', '.join(VOCABULARY_FILES)})")
@@ -143,7 +152,7 @@ def load_tokenizer(folder):
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a broken file surfaces as almost any type
-        raise InputError(f"{folder}: the tokenizer cannot be loaded: {weights.first_line(error)}") from error
+        raise InputError(f"{folder}: the tokenizer cannot be loaded: {untrusted.first_line(error)}") from error
     if isinstance(tokenizer.chat_template, dict):
         tokenizer.chat_template = tokenizer.chat_template.get("default")
     return tokenizer
@@ -214,23 +223,24 @@ def check_one_label(config: dict, head: str, tensors: dict, folder) -> None:
     if head not in tensors:
         return
     named = config["id2label"] if config.get("id2label") else ["LABEL_0"]
-    labels = config["num_labels"] if "num_labels" in config else len(named)
+    labels = config["num_labels"] if config.get("num_labels") is not None else named
+    labels = len(labels) if isinstance(labels, list | dict) else labels
     shape = list(tensors[head].shape)
     if labels != 1 or shape[:1] != [1]:
         raise InputError(f"{folder}: a reward model has one label, not num_labels {labels} and {head} {shape}")
 
 
 def check_tensors(sources: dict, tensors: dict, ignored: tuple[str, ...], head: str, folder) -> None:
-    """One InputError that names every tensor that is missing, not expected, or of another shape."""
+    """One InputError that names every tensor that is missing, not expected, of another shape or type, or not finite."""
     shapes = {name: source.shape for source in sources.values() for name in source.names}
     missing = sorted(shapes.keys() - tensors.keys())
     unknown = [name for name in sorted(tensors.keys() - shapes.keys()) if not re.fullmatch("|".join(ignored), name)]
-    wrong = [
-        f"{name} {list(tensors[name].shape)} (expected {list(shape)})"
-        for name, shape in sorted(shapes.items())
-        if name in tensors and tuple(tensors[name].shape) != shape
-    ]
-    problems = {"missing": missing, "not expected": unknown, "of wrong shape": wrong}
+    present = {name: (tensors[name], shape) for name, shape in sorted(shapes.items()) if name in tensors}
+    wrong = [f"{n} {list(t.shape)} (expected {list(shape)})" for n, (t, shape) in present.items() if t.shape != shape]
+    kinds = [f"{n} {t.dtype}" for n, (t, _) in present.items() if not jnp.issubdtype(t.dtype, jnp.floating)]
+    problems = {"missing": missing, "not expected": unknown, "of wrong shape": wrong, "no floats": kinds}
+    if not (missing or unknown or wrong or kinds):
+        problems = {"not finite": [found for n, (t, _) in present.items() if (found := weights.not_finite(n, t))]}
     listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in problems.items() if names)
     if not listed:
         return

@@ -14,6 +14,7 @@ from flax import nnx
 from scpo_jax.models import layers, rotary
 
 HF_ARCHITECTURE = "LlamaForSequenceClassification"
+LARGEST_HEAD = 2**14
 READS = "last"
 
 # Our module -> theirs; "{}" is the layer. How the leaves (kernel, scale, ...) map stands in `hf.LEAVES`.
@@ -96,8 +97,8 @@ def unsupported(settings: Settings) -> str | None:
     """What this module cannot compute of a checkpoint with these settings, or None."""
     if settings.key_heads < 1 or settings.num_attention_heads % settings.key_heads:
         return f"{settings.num_attention_heads} heads of queries and {settings.key_heads} of keys (not a multiple)"
-    if settings.head_size < 2 or settings.head_size % 2:
-        return f"head_dim {settings.head_size} (an even number)"
+    if not 2 <= settings.head_size <= LARGEST_HEAD or settings.head_size % 2:
+        return f"head_dim {settings.head_size} (an even number of at most {LARGEST_HEAD})"
     if settings.use_sliding_window or any(kind != "full_attention" for kind in settings.layer_types or ()):
         return "sliding windows (use_sliding_window, layer_types): only full attention"
     if settings.attention_dropout:

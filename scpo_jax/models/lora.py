@@ -16,6 +16,7 @@ from scpo_jax.models import layers
 
 ALL_LINEAR = "all-linear"
 LEAVES = ("lora_a", "lora_b")
+LARGEST_RANK, LARGEST_ALPHA = 2**16, 1e12  # of adapters that a file describes
 HEAD = "score"  # trained whole
 
 
@@ -31,6 +32,21 @@ class Lora(NamedTuple):
     def scale(self) -> float:
         """What the product of the adapters is multiplied with."""
         return self.alpha / self.rank
+
+
+def problem(adapters: Lora) -> str | None:
+    """What is wrong with adapters that a file describes, or None."""
+    rank, alpha, targets, rate = adapters
+    numbers = not any(isinstance(value, bool) for value in (rank, alpha, rate))
+    if not numbers or not isinstance(rank, int) or not 1 <= rank <= LARGEST_RANK:
+        return f"adapters of rank {str(rank)[:40]!r} (from 1 to {LARGEST_RANK})"
+    if not isinstance(alpha, int | float) or not 0 < alpha < LARGEST_ALPHA:
+        return f"adapters of alpha {str(alpha)[:40]!r} (a number above 0)"
+    if not isinstance(rate, int | float) or not 0 <= rate < 1:
+        return f"adapters of dropout {str(rate)[:40]!r} (from 0 to below 1)"
+    if not all(isinstance(target, str) for target in targets):
+        return f"adapters of targets {str(targets)[:60]} (names)"
+    return None
 
 
 def places(names: dict[str, str], found: list[str], lora: Lora, source: str) -> list[str]:

@@ -16,6 +16,14 @@ from scpo_jax.errors import InputError
 from scpo_jax.models import bert, deberta, layers, llama, lora, qwen2, qwen3
 from scpo_jax.models.lora import Lora
 
+# Numbers from a file must not decide how much memory is taken, nor how long its reading takes.
+LARGEST, LARGEST_FLOAT, MOST = 2**24, 1e30, {"num_hidden_layers": 10_000}
+LEAST = {
+    "vocab_size": 1, "hidden_size": 1, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 1,
+    "max_position_embeddings": 1, "type_vocab_size": 0, "embedding_size": 1, "num_key_value_heads": 1, "head_dim": 1,
+    "layer_norm_eps": 0, "rms_norm_eps": 0,
+}  # fmt: skip
+
 # by `model_type` of config.json
 FAMILIES = {"bert": bert, "deberta-v2": deberta, "llama": llama, "qwen2": qwen2, "qwen3": qwen3}
 
@@ -180,8 +188,8 @@ def read_settings(config: dict, source: str):
     stated = {name: config[name] for name in kinds if name in config}
     for name, value in stated.items():
         accepted = kinds[name] | int if kinds[name] in (float, float | None) else kinds[name]
-        if not isinstance(value, accepted):
-            raise InputError(f"{source}: {name} is {value!r} in config.json; expected {kinds[name]}")
+        if not isinstance(value, accepted) or (isinstance(value, bool) and kinds[name] is not bool):
+            raise InputError(f"{source}: {name} is {str(value)[:60]!r} in config.json; expected {kinds[name]}")
     frozen = {name: tuple(value) if isinstance(value, list) else value for name, value in stated.items()}
     settings = FAMILIES[family].Settings(**frozen)
     problem = dimension_problem(settings) or FAMILIES[family].unsupported(settings)
@@ -192,11 +200,19 @@ def read_settings(config: dict, source: str):
 
 def dimension_problem(settings) -> str | None:
     """What is wrong with the sizes and activations that all families have, or None."""
-    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
-        if getattr(settings, name) < 1:
-            return f"{name} {getattr(settings, name)}"
-    if settings.hidden_size % settings.num_attention_heads:
-        return f"hidden_size {settings.hidden_size}, not a multiple of {settings.num_attention_heads} attention heads"
+    for field in dataclasses.fields(settings):
+        name, value = field.name, getattr(settings, field.name)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        most = MOST[name] if name in MOST else LARGEST if field.type in (int, int | None) else LARGEST_FLOAT
+        least = LEAST[name] if name in LEAST else -most
+        if "dropout" in name:
+            least, most = 0, 1
+        if not least <= value <= most:
+            return f"{name} {str(value)[:40]} (from {least:g} to {most:g})"
+    heads = settings.num_attention_heads
+    if settings.hidden_size % heads:
+        return f"hidden_size {settings.hidden_size}, not a multiple of num_attention_heads {heads}"
     if settings.hidden_act not in layers.ACTIVATIONS:
         return f"hidden_act {settings.hidden_act!r} (known: {', '.join(layers.ACTIVATIONS)})"
     return None

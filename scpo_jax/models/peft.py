@@ -9,6 +9,7 @@ import pathlib
 import safetensors.numpy
 from flax import traverse_util
 
+from scpo_jax import untrusted
 from scpo_jax.errors import InputError
 from scpo_jax.models import hf, lora, module, weights
 from scpo_jax.models.lora import ALL_LINEAR, Lora
@@ -72,6 +73,7 @@ def load(folder) -> tuple[RewardModel, dict, pathlib.Path]:
     The base has to be a local folder. Its score head may be missing: the adapters bring their own. Raises InputError.
     """
     folder = pathlib.Path(folder).expanduser()
+    untrusted.check_links(folder, [folder / CONFIG_FILE, folder / WEIGHTS_FILE])
     config = weights.read_json(folder / CONFIG_FILE)
     adapters, base = read_config(config, folder), base_folder(config, folder)
     plain, tensors = hf.read(base)
@@ -115,17 +117,19 @@ def read_config(config: dict, folder) -> Lora:
             raise InputError(f"{folder}: {key} {config[key]!r} in {CONFIG_FILE} is not supported")
     rank, alpha, rate, targets = (config.get(k) for k in ("r", "lora_alpha", "lora_dropout", "target_modules"))
     targets = [targets] if targets == ALL_LINEAR else targets
-    named = isinstance(targets, list) and all(isinstance(target, str) for target in targets)
-    if not named or not isinstance(rank, int) or rank < 1 or not isinstance(alpha, int | float):
+    if not isinstance(targets, list):
         raise InputError(f"{folder}: {CONFIG_FILE} needs r, lora_alpha and the names target_modules")
-    return Lora(rank, float(alpha), tuple(sorted(targets)), float(rate or 0.0))
+    adapters, rate = Lora(rank, alpha, tuple(targets), rate or 0.0), rate or 0.0
+    if lora.problem(adapters):
+        raise InputError(f"{folder}: {lora.problem(adapters)} in {CONFIG_FILE}")
+    return adapters._replace(alpha=float(alpha), targets=tuple(sorted(targets)), dropout=float(rate))
 
 
 def base_folder(config: dict, folder: pathlib.Path) -> pathlib.Path:
     """The local folder of the base that an adapter names. Raises InputError."""
     named = config.get("base_model_name_or_path")
     base = pathlib.Path(str(named)).expanduser()
-    if not named or not (base / "config.json").is_file():
+    if not isinstance(named, str) or not named or not (base / "config.json").is_file():
         raise InputError(
             f"{folder}: its base model {named} is not a folder here: put the folder's path into "
             f"base_model_name_or_path of {CONFIG_FILE}"

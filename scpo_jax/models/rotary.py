@@ -11,6 +11,7 @@ import numpy as np
 
 FORMS = ("rope_theta", "rope_scaling", "rope_parameters")  # keys of config.json
 DEFAULT_THETA = 10_000.0
+LARGEST = 1e12  # of what is stated; published models have up to 1e8
 LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
@@ -33,7 +34,7 @@ def unsupported(parameters: dict) -> str | None:
         return f"rope_type {kind!r} (only default and llama3)"
     for key in ("rope_theta", *(LLAMA3_KEYS if kind == "llama3" else ())):
         value = parameters.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < LARGEST:
             return f"{key} {value!r} of the rope parameters (a number above 0)"
     if kind == "llama3" and not parameters["low_freq_factor"] < parameters["high_freq_factor"]:
         return "a low_freq_factor that is not below the high_freq_factor"

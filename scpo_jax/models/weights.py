@@ -3,14 +3,19 @@
 Every function raises InputError, one line that names the file, for what is missing or unreadable.
 """
 
-import json
 import pathlib
+import re
+import warnings
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+from scpo_jax import untrusted
 from scpo_jax.errors import InputError
+from scpo_jax.untrusted import first_line
+
+FILE_NAME = r"(?!\.\.?$)[\w.+-]{1,200}"  # of a file in the same folder
 
 
 def read_weights(folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -32,11 +37,20 @@ def shard_files(index: pathlib.Path) -> list[pathlib.Path]:
     names = sorted(set(map(str, weight_map.values())))
     for name in names:
         # a downloaded index must not make us read files elsewhere
-        if name != pathlib.PurePosixPath(name).name or "\\" in name or name in ("", ".."):
-            raise InputError(f"{index}: {name!r} is not a file name beside the index")
+        if not re.fullmatch(FILE_NAME, name):
+            raise InputError(f"{index}: {name[:80]!r} is not a file name beside the index")
         if not (index.parent / name).is_file():
             raise InputError(f"{index}: the shard {name} is missing; download the model again")
     return [index.parent / name for name in names]
+
+
+def not_finite(name: str, tensor) -> str:
+    """Which values of a tensor are NaN or infinite in float32, in words; "" where all are finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(np.sum(tensor, dtype=np.float32)):  # takes no memory; any NaN or inf shows in it
+            return ""
+        bad = np.argwhere(~np.isfinite(np.asarray(tensor, np.float32)))
+    return f"{name} ({len(bad)} of {tensor.size} values, the first at {bad[0].tolist()})" if len(bad) else ""
 
 
 def read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -54,25 +68,16 @@ def read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
     except ImportError as error:
         raise InputError(f"{path}: reading it needs torch: pip install 'scpo_jax[torch]'") from error
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return {name: (t.float() if t.is_floating_point() else t).numpy() for name, t in state.items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it refuses anyway
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        return {str(name): (t.float() if t.is_floating_point() else t).numpy() for name, t in state.items()}
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError, AttributeError, ... by what is wrong
         raise InputError(f"{path}: not a readable torch file of tensors: {first_line(error)}") from error
 
 
 def read_json(path: pathlib.Path) -> dict:
     """The object in a JSON file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path.parent}: no {path.name} there; is it a Hugging Face model folder?") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable as JSON: {first_line(error)}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: not a JSON object")
-    return content
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type when it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if not path.exists():
+        raise InputError(f"{path.parent}: no {path.name} there; is it a Hugging Face model folder?")
+    return untrusted.json_object(path)
