@@ -55,7 +55,7 @@ def get_config() -> ConfigDict:
     config.checkpoint.keep = 2  # training states kept
 
     config.distributed = ConfigDict()
-    config.distributed.heartbeat_seconds = 60  # a silent process counts as lost after this, and all end
+    config.distributed.heartbeat_seconds = 30  # a silent process counts as lost after this, and all end
 
     config.policy = policy()
     return config

@@ -18,12 +18,14 @@ def get_config():
     config.controls = ()
     config.checkpoint.every_steps = 500
     config.policy.steps = 80
-    config.policy.groups = ("Chile",)
+    config.policy.groups = ("South Africa",)
     config.policy.batch_size = 128
     config.policy.num_mini_batches = 2
     config.policy.num_ppo_epochs = 2
     config.policy.learning_rate = 2e-4
     config.policy.kl_coef = 0.1
+    config.policy.kl_target = 6.0  # so that policies against different RMs can be compared
+    config.policy.kl_horizon = 1000
     config.policy.value_warmup_steps = 4
     config.policy.kl_budget = 10.0
     config.policy.max_prompt = 24

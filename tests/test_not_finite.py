@@ -1,6 +1,5 @@
 """NaN in a batch, in a model and in what a run stored: found and named; the run goes on, or stops, as configured."""
 
-import json
 import shutil
 
 import jax
@@ -12,6 +11,7 @@ import pytest
 from scpo_jax import checkpoint
 from scpo_jax.errors import InputError
 from scpo_jax.models import hf, weights
+from scpo_jax.workdir import Workdir
 from tests import model_helpers
 from tests.faults import whole
 from tests.run_helpers import read_rows, refusal, snapshot
@@ -22,7 +22,7 @@ def unfinish(world, *stages: str) -> None:
     record = world.record()
     for name in stages:
         del record["stages"][name]["finished"]
-    (world.workdir / "run.json").write_text(json.dumps(record))
+    Workdir.write_json(world.workdir / "run.json", record)
 
 
 def refused_run(capsys, world, *flags) -> str:
