@@ -1,14 +1,15 @@
-"""PPO against a country's reward model in a small simulated world whose truth judges the result, offline.
+r"""PPO against a country's reward model in a small simulated world whose truth judges the result, offline.
 
     scpo run --config=configs/ppo_demo.py --workdir=runs/ppo_demo
 
-Expected (seeds 1, 2, 3): by the truth responses to held-out prompts are worth 1.58, 1.54, 1.67 standard deviations more to
-South Africa, at a KL of 6.3, 5.7, 5.6 nats a response; 85, 91, 87 % of the policy's responses are of the world's grammar.
+Expected (seeds 1, 2, 3): by the truth responses to held-out prompts are worth 1.58, 1.54, 1.67 standard deviations more
+to South Africa, at a KL of 6.3, 5.7, 5.6 nats a response; 85, 91, 87 % of the responses are of the world's grammar.
 
 PPO against the global RM, on a copy of the workdir (1.09, 1.28, 1.18 deviations at 6.6, 6.7, 6.3 nats):
 
     cp -r runs/ppo_demo runs/ppo_global
-    scpo run --config=configs/ppo_demo.py --workdir=runs/ppo_global --config.policy.method=global --stages=policy --force
+    scpo run --config=configs/ppo_demo.py --workdir=runs/ppo_global --config.policy.method=global \
+        --stages=policy --force
 
 Without a budget, to see what becomes of an RM that is optimised too far, add --config.policy.kl_coef=0
 --config.policy.kl_target=0 --config.policy.kl_budget=1000 --config.policy.steps=200.

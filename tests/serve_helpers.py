@@ -29,7 +29,7 @@ def make_workdir(folder: pathlib.Path) -> pathlib.Path:
     for seed, (group, place) in enumerate(places.items()):
         own = card | {"group": group, "method": "scpo" if group else "global"}
         checkpoint.save(place, Loaded(model, model_helpers.informative_params(model, seed), tokenizer, own))
-    stages = {stage: {"finished": "2026"} for stage in ("global", "train")}
+    stages = {stage: {"finished": "2026", "fingerprint": stage, "config": {}} for stage in ("global", "train")}
     run.write_record({"schema_version": workdir.SCHEMA_VERSION, "stages": stages, "config": {}})
     return folder
 

@@ -38,7 +38,7 @@ def test_a_config_opens_with_its_command(path):
 
 def test_a_config_of_the_package_is_found_anywhere_unless_there_is_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert configuration.read("configs/ppo_demo.py").policy.groups == ("Chile",)
+    assert configuration.read("configs/ppo_demo.py").policy.kl_target == 6.0
     (tmp_path / "configs").mkdir()
     own = "from scpo_jax.configs.demo import get_config as get\n\ndef get_config():\n    config = get()\n"
     (tmp_path / "configs" / "demo.py").write_text(own + "    config.seed = 123\n    return config\n")

@@ -126,7 +126,7 @@ def test_the_export_is_a_language_model_for_transformers(world):
     [
         ({"sft.groups": "Atlantis"}, "config.policy.sft.groups"),
         ({"sft.responses": "best"}, "config.policy.sft.responses='best': it is one of"),
-        ({"scratch.num_key_value_heads": 3}, "2 heads of queries and 3 of keys"),
+        ({"scratch.num_key_value_heads": 3}, "num_key_value_heads=3: it has to divide num_attention_heads"),
         ({"name_or_path": "/nowhere"}, "no such folder"),
     ],
 )
