@@ -151,7 +151,7 @@ def sample(
         [asked.input_ids[i] for i in chosen], range(len(chosen)), (len(chosen), asked.width), asked.pad_id
     )
     seed = np.uint32(derived_seed(options.seed, f"responses/{k}"))
-    responses = jax.device_get(program.sample(parameters.policy(), prompts, seed, options.new_tokens))
+    responses = sampling.respond(program.sample, parameters.policy(), prompts, seed, options.new_tokens)
     texts = completions.decode(tokenizer, responses.tokens, responses.lengths, responses.ended)
     return Batch([asked.tasks[i] for i in chosen], prompts, responses, texts)
 

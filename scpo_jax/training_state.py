@@ -1,8 +1,5 @@
 """The state of a training under way: saved every so often, checked when read, restored onto any devices."""
 
-import os
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +8,7 @@ from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from scpo_jax import checkpoint, checksums, distributed, logs, preemption
+from scpo_jax import checkpoint, checksums, cores, distributed, logs, preemption
 from scpo_jax.data.fields import one_line
 from scpo_jax.errors import InputError
 
@@ -122,10 +119,9 @@ class TrainingState:
 
 def place() -> dict:
     """What the bits of a training depend on besides its config."""
-    cpus = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     device = jax.devices()[0]
     own = {"device": device.device_kind, "devices": jax.device_count(), "processes": jax.process_count()}
-    return own | ({"cpus": cpus} if device.platform == "cpu" else {})
+    return own | ({"cpus": cores.available()} if device.platform == "cpu" else {})
 
 
 def change_of_place(before: dict) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from scpo_jax import language_model, sampling, sharding
+from scpo_jax import cores, language_model, sampling, sharding
 from scpo_jax.models import hf, language, layers, module
 from scpo_jax.models.lora import Lora
 from scpo_jax.sampling import Sampling
@@ -175,6 +175,7 @@ def test_it_ends_when_all_rows_have_and_not_before_enough_tokens(monkeypatch):
         return extend(*arguments, **options)
 
     monkeypatch.setattr(language, "extend", counted)
+    monkeypatch.setattr(cores, "of_one_device", lambda: 1)
     settings = FREE._replace(end_ids=tuple(range(60)), min_new_tokens=3)
     found = generate(model, params, settings, PROMPTS, 60)
     jax.effects_barrier()
@@ -182,6 +183,25 @@ def test_it_ends_when_all_rows_have_and_not_before_enough_tokens(monkeypatch):
     assert found.lengths.min() == 4 and (found.tokens[:, :3] >= 60).all()
     assert [tokens[length - 1] < 60 for tokens, length in zip(found.tokens, found.lengths, strict=True)] == [True] * 5
     check_logprobs(model, params, PROMPTS, found)  # among all tokens, those not allowed too
+
+
+def test_each_core_gets_some_of_the_rows(monkeypatch):
+    model, params = language_helpers.make("qwen3")
+    sampler = sampling.make_sampler(model, one_device(), FREE, "float32", "float32")
+    batch = sampling.left_pad([np.array([5, 6, 7])] * 6, range(6), (6, 8), 0)
+    found, shapes = {}, []
+
+    def counted(params, prompts, *arguments):
+        shapes.append(prompts.input_ids.shape)
+        return sampler(params, prompts, *arguments)
+
+    for count in (1, 2, 4):
+        monkeypatch.setattr(cores, "of_one_device", lambda count=count: count)
+        found[count] = sampling.respond(counted, params, batch, np.uint32(3), 12).tokens
+    assert shapes == [(6, 8)] + [(3, 8)] * 2 + [(2, 8)] * 3
+    assert len(np.unique(found[1], axis=0)) == 6
+    np.testing.assert_array_equal(found[1], found[2])
+    np.testing.assert_array_equal(found[1], found[4])
 
 
 def test_a_loop_over_many_layers_gives_the_tokens_of_few(monkeypatch):

@@ -43,7 +43,7 @@ def ours(folder, prompts: np.ndarray, new_tokens: int, temperature: float):
     sampler = sampling.make_sampler(model, mesh, settings, "float32", "float32")
     params = jax.device_put(params, jax.devices()[0])
     batch = sampling.left_pad(list(prompts), range(len(prompts)), prompts.shape, 0)
-    return lambda: np.asarray(sampler(params, batch, np.uint32(0), new_tokens).tokens)
+    return lambda: sampling.respond(sampler, params, batch, np.uint32(0), new_tokens).tokens
 
 
 def theirs(folder, prompts: np.ndarray, new_tokens: int, temperature: float, threads: int):

@@ -1,10 +1,11 @@
 """Seconds of an iteration of PPO, here and in trl's PPOTrainer: the same policy, prompts, sizes and reward model.
 
-    python -m tests.bench.ppo --model=../shared/data/stories260k --batch=64 --prompt=32 --new_tokens=64
+    python -m tests.bench.ppo --model=../shared/data/stories260k --batch=8 --prompt=32 --new_tokens=53
 
 Policy, reference, value model and reward model all have the structure and backbone of --model; float32, and no end
-token: all responses have --new_tokens tokens. trl's reward model reads the policy's tokens, ours the text. The two take
-turns, trl with two threads and then with one; of each the fastest iteration counts. Needs `pip install -e '.[bench]'`.
+token: all responses have --new_tokens tokens. Sizes are by default those of trl's PPOConfig. trl's reward model reads
+the policy's tokens, ours the text. The two take turns, trl with two threads and then with one; of each the fastest
+iteration counts. Needs `pip install -e '.[bench]'`.
 """
 
 import collections
@@ -29,10 +30,10 @@ from scpo_jax.sampling import Sampling
 from tests.bench.stories import OPENINGS
 
 MODEL = flags.DEFINE_string("model", "../shared/data/stories260k", "Hugging Face folder of a Llama")
-BATCH = flags.DEFINE_integer("batch", 64, "responses of an iteration")
+BATCH = flags.DEFINE_integer("batch", 8, "responses of an iteration")
 PROMPT = flags.DEFINE_integer("prompt", 32, "tokens of each prompt")
-NEW_TOKENS = flags.DEFINE_integer("new_tokens", 64, "tokens of each response")
-MINIBATCHES = flags.DEFINE_integer("minibatches", 2, "gradient steps of an epoch")
+NEW_TOKENS = flags.DEFINE_integer("new_tokens", 53, "tokens of each response")
+MINIBATCHES = flags.DEFINE_integer("minibatches", 1, "gradient steps of an epoch")
 EPOCHS = flags.DEFINE_integer("epochs", 4, "passes over a batch")
 ITERATIONS = 4  # of a turn
 RATE, KL_COEF = 1e-4, 0.05
