@@ -28,6 +28,7 @@ setup(
         "datasets",
         "etils[epath]",
         "flax>=0.12.8",
+        "gcsfs",  # gs://, for epath
         "huggingface_hub",
         "jax>=0.10.2",
         "jinja2",

@@ -3,7 +3,7 @@
 import jax
 from etils import epath
 
-from scpo_jax import checkpoint, stages
+from scpo_jax import checkpoint, stages, storage
 from scpo_jax.checkpoint import Loaded
 from scpo_jax.models import module
 from scpo_jax.models.lora import Lora
@@ -42,4 +42,5 @@ def base_of(config, workdir: Workdir, params: dict) -> dict:
     if config.global_rm.train:  # the workdir may move
         return checkpoint.reference(f"../../{workdir.global_checkpoint.name}", "", params)
     folder = epath.Path(name).expanduser()
-    return checkpoint.reference(str(folder.resolve()) if folder.exists() else name, config.model.revision, params)
+    place = str(storage.absolute(folder)) if folder.exists() else name
+    return checkpoint.reference(place, config.model.revision, params)

@@ -48,7 +48,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scpo_jax import benchmark_cells, benchmark_tables, configuration, efficiency, logs, page, pipeline, scpo, stages
+from scpo_jax import (
+    benchmark_cells,
+    benchmark_tables,
+    configuration,
+    efficiency,
+    logs,
+    page,
+    pipeline,
+    scpo,
+    stages,
+    storage,
+)
 from scpo_jax.adapters import load_to_train
 from scpo_jax.benchmark_cells import ANNOTATION, COUNTS
 from scpo_jax.data import preferences
@@ -134,7 +145,7 @@ def run(config, workdir: Workdir, design: Design, *, force: bool = False, comman
         report = report_of(design, found, config.train.batch_size) | {"command": command}
         workdir.write_json(workdir.reports / "benchmark.json", report)
         text = benchmark_tables.text(report)
-        (workdir.reports / "benchmark.md").write_text(text)
+        storage.write(workdir.reports / "benchmark.md", text)
         if finished(workdir.record(), "report"):
             page.write(workdir)
         else:

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax import traverse_util
 
-from scpo_jax import descriptions, distributed, untrusted
+from scpo_jax import descriptions, distributed, storage, untrusted
 from scpo_jax.data.fields import one_line
 from scpo_jax.errors import InputError
 from scpo_jax.models import hf, lora, module, peft, weights
@@ -55,7 +55,7 @@ def save(folder: epath.PathLike, loaded: Loaded) -> None:
     with _checkpointer() as checkpointer:
         params = jax.device_get(_own(loaded.params, loaded.card))
         items = {"params": ocp.args.StandardSave(params), "model": ocp.args.JsonSave(description)}
-        checkpointer.save(epath.Path(folder).resolve(), ocp.args.Composite(**items), force=True)
+        checkpointer.save(storage.absolute(folder), ocp.args.Composite(**items), force=True)
 
 
 def is_checkpoint(folder: epath.PathLike) -> bool:
@@ -174,7 +174,7 @@ def base_place(folder: epath.PathLike, base: dict) -> str:
 def _base_of(folder: epath.PathLike, base: dict, model: RewardModel) -> dict:
     """The parameters of the base of a checkpoint that holds adapters or a score head alone. Raises InputError."""
     held = "adapters alone, and their" if model.lora else "a score head alone, and its"
-    place = base_place(epath.Path(folder).resolve(), base)
+    place = base_place(storage.absolute(folder), base)
     try:
         return _load_base(place, base["revision"], base["fingerprint"], model.language)
     except InputError as error:
@@ -200,8 +200,8 @@ def _load_base(place: str, revision: str, wanted: str, language: bool) -> dict:
 def _describe(folder: epath.PathLike) -> dict:
     if not is_checkpoint(folder):
         raise InputError(f"{folder} is not a checkpoint of scpo: it needs the folders 'model' and 'params'")
-    place = pathlib.Path(folder)
-    untrusted.check_links(place, place.rglob("*"))  # of gs:// there are none
+    if not storage.is_remote(folder):  # where there are no links
+        untrusted.check_links(folder, pathlib.Path(folder).rglob("*"))
     description = _restore(folder, "model", ocp.args.JsonRestore())
     schema = description.get("schema_version") if isinstance(description, dict) else None
     if schema is not None and schema != SCHEMA_VERSION:
@@ -216,7 +216,7 @@ def _restore(folder: epath.PathLike, item: str, args):
     """One item of a checkpoint."""
     try:
         with _checkpointer() as checkpointer:
-            return checkpointer.restore(epath.Path(folder).resolve(), ocp.args.Composite(**{item: args}))[item]
+            return checkpointer.restore(storage.absolute(folder), ocp.args.Composite(**{item: args}))[item]
     except Exception as error:  # a damaged file surfaces as almost any type
         reason = one_line(error)
     _forget_failures()

@@ -5,6 +5,7 @@ Written as JSON and as LaTeX; texts of other scripts than Latin need XeLaTeX or 
 
 from collections.abc import Sequence
 
+from scpo_jax import storage
 from scpo_jax.workdir import Workdir
 
 PLACES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -85,4 +86,4 @@ def write(workdir: Workdir, rows: Sequence[dict], selection: Sequence[dict]) -> 
     """Writes `reports/examples.json` and `reports/examples.tex`."""
     found = collect(rows, selection)
     workdir.write_json(workdir.reports / "examples.json", found)
-    (workdir.reports / "examples.tex").write_text(latex(found), encoding="utf-8")
+    storage.write(workdir.reports / "examples.tex", latex(found))

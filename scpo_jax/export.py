@@ -3,9 +3,7 @@
 import json
 import pathlib
 
-from etils import epath
-
-from scpo_jax import checkpoint, hub, logs, model_card, score, workdir
+from scpo_jax import checkpoint, hub, logs, model_card, score, storage, workdir
 from scpo_jax.checkpoint import Loaded
 from scpo_jax.data import preferences
 from scpo_jax.errors import InputError
@@ -27,6 +25,7 @@ def export(
     Its card is in `scpo.json`, and for people in `README.md`. With `form` "peft" adapters alone are written, as PEFT
     has them. `repository` (USER/NAME) is where on the hub the folder is uploaded to. Raises InputError.
     """
+    storage.check_local(output, "--output")
     folder = pathlib.Path(output)
     _check(name, folder, output, profile, form)
     if repository is not None:
@@ -77,7 +76,7 @@ def _adapters(name: str, repository: str | None) -> Loaded:
     if loaded.model.lora is None:
         raise InputError(f"--format=peft: {name} has no adapters: train with config.train.lora.rank, or leave it out")
     checkpoint.check_one_score(loaded, name)
-    base = checkpoint.base_place(epath.Path(name).resolve(), loaded.card["base"])
+    base = checkpoint.base_place(storage.absolute(name), loaded.card["base"])
     if repository is not None and pathlib.Path(base).expanduser().exists():
         raise InputError(
             f"--format=peft: the base of {name} is the local {base}, which the hub does not have: upload the merged "
@@ -88,7 +87,7 @@ def _adapters(name: str, repository: str | None) -> Loaded:
 
 def _base_for_peft(name: str, base: dict, folder: pathlib.Path) -> str:
     """What PEFT loads the base of a checkpoint from; a base that only we can read is written beside the adapters."""
-    place = checkpoint.base_place(epath.Path(name).resolve(), base)
+    place = checkpoint.base_place(storage.absolute(name), base)
     if not checkpoint.is_checkpoint(place) and not peft.is_adapter(place):
         return place
     start, folder = checkpoint.load_merged(place), folder.resolve() / "base"

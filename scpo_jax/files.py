@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scpo_jax import distributed, logs, metrics, row_files, scored_pairs, untrusted
+from scpo_jax import distributed, logs, metrics, row_files, scored_pairs, storage, untrusted
 from scpo_jax.data import fields, jsonl, records
 from scpo_jax.data.preferences import prompt_of
 from scpo_jax.errors import InputError
@@ -18,6 +18,7 @@ def output_path(name: str) -> pathlib.Path:
     """The file to write; refuses a name that cannot become one. Process 0 alone writes it."""
     if not distributed.is_writer():
         return pathlib.Path(os.devnull)
+    storage.check_local(name, "--output")
     path = pathlib.Path(name)
     if path.is_dir():
         raise InputError(f"--output={path} is a folder: name a file")

@@ -1,14 +1,16 @@
 """What a user sees of long work: progress, and training metrics on disk."""
 
 import json
+import pathlib
 import sys
+import tempfile
 import time
 
 import tensorboardX
 import tqdm
 from etils import epath
 
-from scpo_jax import distributed
+from scpo_jax import distributed, storage
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -73,11 +75,13 @@ class TrainingLog:
         self._path, self._events, self._name = path, events, name
         self._flush_every, self._every = flush_every, every
         self._lines, self._flushed, self._board = [], time.monotonic(), None
+        self._own_events = tempfile.TemporaryDirectory() if storage.is_remote(events) else None  # sent with each flush
 
     def __call__(self, step: int, metrics: dict) -> None:
         if self._board is None:
             self._forget(step)
-            self._board = tensorboardX.SummaryWriter(str(self._events), purge_step=step)
+            folder = str(self._events) if self._own_events is None else self._own_events.name
+            self._board = tensorboardX.SummaryWriter(folder, purge_step=step)
         if step % self._every == 0 or step == 1 or "validation_accuracy" in metrics:
             self._lines.append(json.dumps({"training": self._name, "step": step, **metrics}) + "\n")
             for key, value in metrics.items():
@@ -90,18 +94,16 @@ class TrainingLog:
             return
         rows = [(line, _parsed(line)) for line in self._path.read_text().splitlines(keepends=True)]
         kept = [line for line, row in rows if row and not (row["training"] == self._name and row["step"] >= step)]
-        self._write("".join(kept))
+        storage.write(self._path, "".join(kept))
 
     def _flush(self) -> None:
         before = self._path.read_text() if self._path.exists() else ""  # gs:// knows no appending
-        self._write(before + "".join(self._lines))
+        storage.write(self._path, before + "".join(self._lines))
         self._lines, self._flushed = [], time.monotonic()
-
-    def _write(self, text: str) -> None:
-        """Replaces the file whole: a process may be ended at any time, by another one as well."""
-        partial = self._path.parent / f"{self._path.name}.partial"
-        partial.write_text(text)
-        partial.replace(self._path)
+        if self._board is not None and self._own_events is not None:
+            self._board.flush()
+            for file in pathlib.Path(self._own_events.name).iterdir():
+                storage.write(self._events / file.name, file.read_bytes())
 
     def __enter__(self) -> "TrainingLog":
         return self
@@ -110,6 +112,8 @@ class TrainingLog:
         self._flush()
         if self._board is not None:
             self._board.close()
+        if self._own_events is not None:
+            self._own_events.cleanup()
 
 
 def _parsed(line: str) -> dict | None:

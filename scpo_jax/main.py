@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from scpo_jax import __version__, distributed, preemption
+from scpo_jax import __version__, distributed, preemption, storage
 from scpo_jax.commands import COMMANDS
 from scpo_jax.errors import InputError, is_disk_full, line_of
 
@@ -55,6 +55,8 @@ def ending_of(error: BaseException) -> tuple[str, int] | None:
     if is_disk_full(error):
         why = f"{line_of(error):.300}"
         return f"error: the disk is full: {why}: make room, the same command goes on from here", 2
+    if storage.is_of_bucket(error):
+        return f"error: the bucket does not answer: {line_of(error):.500}: the same command goes on from here", 1
     if isinstance(error, distributed.PeerError):
         return f"error: {error}", 1
     if isinstance(error, preemption.Interrupted):

@@ -4,9 +4,8 @@ import json
 import pathlib
 
 import jinja2
-from etils import epath
 
-from scpo_jax import __version__
+from scpo_jax import __version__, storage
 from scpo_jax.checkpoint import Loaded
 from scpo_jax.data import fields
 from scpo_jax.scpo import HEADS
@@ -36,7 +35,7 @@ def write(folder: pathlib.Path, source: str, loaded: Loaded, place: str) -> None
 
 def workdir_of(source: str) -> Workdir | None:
     """The workdir that a checkpoint lies in, or that `source` itself is; None if there is none."""
-    folder = epath.Path(source).resolve()
+    folder = storage.absolute(source)
     found = [path for path in (folder, *list(folder.parents)[1:3]) if is_workdir(path)]
     return Workdir(found[0]) if found else None
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from etils import epath
 
-from scpo_jax import benchmark_page, figures, page_tables, passages, policy_page, strengths, tables
+from scpo_jax import benchmark_page, figures, page_tables, passages, policy_page, storage, strengths, tables
 from scpo_jax.data import preferences
 from scpo_jax.drawing import Picture
 from scpo_jax.tables import spread
@@ -49,14 +49,13 @@ def benchmark_of(workdir: Workdir) -> epath.Path:
 def write_files(workdir: Workdir, template: str, values: dict, drawn: Sequence[Picture]) -> None:
     """Writes the page that a template makes of `values`, and its figures; removes other figures."""
     folder, pictures = workdir.root / "figures", {picture.name: picture for picture in drawn}
-    folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("*.png"):
         if path.stem not in pictures:
             path.unlink()
     for name, picture in pictures.items():
-        (folder / f"{name}.png").write_bytes(picture.png)
+        storage.write(folder / f"{name}.png", picture.png)
     html = render(template, values | {"pictures": pictures})
-    (workdir.root / "report.html").write_text(html, encoding="utf-8")
+    storage.write(workdir.root / "report.html", html)
 
 
 def draw_all(workdir: Workdir, report: dict, selection: Sequence[dict]) -> list[Picture]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+from etils import epath
 
 from scpo_jax import (
     __version__,
@@ -24,6 +25,7 @@ from scpo_jax import (
     report,
     sharding,
     stages,
+    storage,
     train_groups,
 )  # fmt: skip
 from scpo_jax.data.fields import one_line
@@ -194,20 +196,19 @@ def input_files(config, stage: str) -> dict[str, str]:
     """Local file -> digest of its content, of a stage's data and model; hub ids are pinned by their revision."""
     files, values = {}, configuration.flatten(config)
     for key in INPUTS[stage]:
-        path = file = pathlib.Path(values[key]).expanduser()
+        path = file = epath.Path(values[key]).expanduser()
         try:
             if values[key] and path.exists():
-                for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-                    if file.is_file():
-                        files[str(file)] = file_digest(file)
+                for file in storage.files_under(path):
+                    files[str(file)] = file_digest(file)
         except OSError as error:
             raise InputError(f"config.{key}={file}: it cannot be read ({one_line(error)})") from error
     return files
 
 
-def file_digest(path: pathlib.Path) -> str:
+def file_digest(path: epath.Path) -> str:
     """Digest of a file's size and of its first and last megabyte."""
-    size = path.stat().st_size
+    size = path.stat().length
     with path.open("rb") as file:
         head = file.read(HASHED_BYTES)
         file.seek(max(size - HASHED_BYTES, 0))

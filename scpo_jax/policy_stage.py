@@ -22,6 +22,7 @@ from scpo_jax import (
     sft,
     sharding,
     stages,
+    storage,
     train_policy,
 )  # fmt: skip
 from scpo_jax.checkpoint import Loaded
@@ -203,7 +204,7 @@ def adapted(config, reference: Loaded) -> Loaded:
     name = "../../sft" if config.policy.sft.max_steps else config.policy.name_or_path
     folder = epath.Path(name).expanduser()
     if not name.startswith("..") and folder.exists():
-        name = str(folder.resolve())
+        name = str(storage.absolute(folder))
     return reference._replace(
         model=model, params=params, card={"base": checkpoint.reference(name, config.policy.revision, params)}
     )

@@ -23,6 +23,7 @@ from scpo_jax import (
     program_cost,
     score,
     sharding,
+    storage,
     tpu,
     train_step,
     trainer,
@@ -40,6 +41,7 @@ def show(config, topology: str, output: str) -> bool:
     """Prints what the programs of a run take on a slice, writes it to `output`; whether all fit. Raises InputError."""
     configuration.check(config)
     if output:
+        storage.check_local(output, "--output")
         check_place(pathlib.Path(output).parent, "--output")
     jax.config.update("jax_platforms", "cpu")  # the slice is only described: whatever is here is left alone
     devices = tpu.devices(topology)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scpo_jax import distributed, files, logs, scpo
+from scpo_jax import distributed, files, logs, scpo, storage
 from scpo_jax.data import fields, jsonl
 from scpo_jax.data.encoding import Prompt
 from scpo_jax.data.preferences import as_text
@@ -142,6 +142,4 @@ class _Taken:
 def _write(path: pathlib.Path, rows: Sequence[dict]) -> None:
     """Writes JSON lines whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    partial.replace(path)
+    storage.write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

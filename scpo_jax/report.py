@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 
-from scpo_jax import page, tables
+from scpo_jax import page, storage, tables
 from scpo_jax.data import preferences
 from scpo_jax.tables import section
 from scpo_jax.workdir import Workdir
@@ -15,7 +15,7 @@ def write(config, workdir: Workdir) -> None:
     summary = json.loads(workdir.summary.read_text())
     selection = preferences.read_table(workdir.selection).to_pylist()
     text = markdown(config.data.source, report, summary, selection)
-    (workdir.reports / "summary.md").write_text(text)
+    storage.write(workdir.reports / "summary.md", text)
     print(text)
     page.write(workdir)
 

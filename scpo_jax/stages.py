@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from etils import epath
 
-from scpo_jax import calibrate, checkpoint, distributed, examples, guards, logs, score, scpo, tokens
+from scpo_jax import calibrate, checkpoint, distributed, examples, guards, logs, score, scpo, storage, tokens
 from scpo_jax.checkpoint import Loaded
 from scpo_jax.data import encoding, global_opinions, jsonl, preferences, prism, simulated, traits, vocabulary
 from scpo_jax.errors import InputError
@@ -97,8 +97,7 @@ def prepare(config, workdir: Workdir) -> None:
         found = guards.check(table.to_pylist(), tokenizer, scored, encoding.form(reads, config.model.encoding))
         guards.report(workdir, *found, config.allow)
         for file in epath.Path(world).iterdir():
-            workdir.simulated.mkdir(parents=True, exist_ok=True)
-            file.copy(workdir.simulated / file.name, overwrite=True)
+            storage.write(workdir.simulated / file.name, file.read_bytes())
     for group, counts in summary["groups"].items():
         if not counts["pairs_train"] + counts["pairs_test"]:
             logs.say(f"prepare: {group} has no pair, skipped")

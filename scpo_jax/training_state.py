@@ -8,7 +8,7 @@ from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from scpo_jax import checkpoint, checksums, cores, distributed, logs, preemption
+from scpo_jax import checkpoint, checksums, cores, distributed, logs, preemption, storage
 from scpo_jax.data.fields import one_line
 from scpo_jax.errors import InputError
 
@@ -25,7 +25,7 @@ class TrainingState:
 
     def __init__(self, folder: epath.PathLike, keep: int, every: int):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._folder, self._every, self._last = epath.Path(folder).resolve(), every, False
+        self._folder, self._every, self._last = storage.absolute(folder), every, False
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def is_due(self, step: int) -> bool:

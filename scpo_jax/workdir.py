@@ -7,7 +7,7 @@ import uuid
 
 from etils import epath
 
-from scpo_jax import checkpoint, untrusted
+from scpo_jax import checkpoint, storage, untrusted
 from scpo_jax.data import preferences
 from scpo_jax.errors import InputError
 
@@ -42,8 +42,9 @@ def is_record(value: dict) -> bool:
 
 def check_place(folder: epath.Path, flag: str) -> None:
     """Refuses a folder that cannot be made because it, or what it should lie in, is a file."""
+    storage.check_bucket(folder, flag)
     try:
-        existing = next((path for path in (folder, *folder.parents) if path.exists()), None)
+        existing = next((path for path in storage.up_to_root(folder) if path.exists()), None)
     except OSError as error:  # no permission, a name too long
         raise InputError(f"{flag}={folder}: {untrusted.first_line(error)}") from error
     if existing is not None and not existing.is_dir():
@@ -100,9 +101,8 @@ class Workdir:
     def write_token(self) -> str:
         """Leaves a file by which other processes tell that this is their workdir as well; its name."""
         check_place(self.root, "--workdir")
-        self.root.mkdir(parents=True, exist_ok=True)
         name = f".token-{uuid.uuid4().hex}"
-        (self.root / name).write_text(name)
+        storage.write(self.root / name, name)
         return name
 
     def sees(self, token: str) -> bool:
@@ -129,10 +129,7 @@ class Workdir:
     @staticmethod
     def write_json(path: epath.Path, value) -> None:
         """Writes a JSON file whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.parent / f"{path.name}.partial"
-        partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-        partial.replace(path)
+        storage.write(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
     def checkpoint_of(self, method: str, group: str, slugs: dict[str, str]) -> epath.Path:
         """Folder of a group's reward model."""

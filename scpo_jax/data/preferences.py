@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
+from scpo_jax import storage
 from scpo_jax.data.fields import one_line
 from scpo_jax.errors import InputError
 
@@ -111,13 +112,9 @@ def prompt_of(row: Mapping) -> str | list[dict]:
 
 def write_table(table: pa.Table, path) -> None:
     """Writes Parquet to a local path or `gs://`; whoever finds the file finds it whole."""
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
-    unfinished = path.with_name(f"{path.name}.tmp")
-    unfinished.write_bytes(sink.getvalue().to_pybytes())
-    unfinished.replace(path)
+    storage.write(path, sink.getvalue().to_pybytes())
 
 
 def read_table(path) -> pa.Table:

@@ -14,7 +14,7 @@ import numpy as np
 import safetensors.numpy
 from flax import traverse_util
 
-from scpo_jax import untrusted
+from scpo_jax import storage, untrusted
 from scpo_jax.errors import InputError
 from scpo_jax.models import module, rotary, weights
 
@@ -41,6 +41,7 @@ def resolve(name_or_path: str, revision: str = "", weights_too: bool = True) -> 
     fetched, `pytorch_model.bin` only where there is no safetensors file; without `weights_too` no weights at all.
     Raises InputError.
     """
+    storage.check_local(name_or_path, "model")
     folder = pathlib.Path(name_or_path).expanduser()
     if name_or_path and folder.is_dir():
         return folder
@@ -142,7 +143,11 @@ def load_tokenizer(folder):
 
     Of several chat templates it keeps the one named "default".
     """
-    folder = pathlib.Path(folder)
+    with storage.reading(folder) as place:
+        return _load_tokenizer(place)
+
+
+def _load_tokenizer(folder: pathlib.Path):
     check_links(folder)
     # transformers makes an empty tokenizer of a folder without vocabulary and says nothing
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
@@ -160,7 +165,8 @@ def load_tokenizer(folder):
 
 def save_tokenizer(tokenizer, folder) -> None:
     """Write the tokenizer beside the weights, in the form `load_tokenizer` and transformers read."""
-    tokenizer.save_pretrained(folder)
+    with storage.writing(folder) as place:
+        tokenizer.save_pretrained(place)
 
 
 class Source(NamedTuple):
