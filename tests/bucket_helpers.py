@@ -8,6 +8,7 @@ import email
 import http.server
 import itertools
 import json
+import pathlib
 import re
 import threading
 import urllib.parse
@@ -44,6 +45,14 @@ class Buckets(http.server.ThreadingHTTPServer):
     def names(self, prefix: str = "") -> list[str]:
         with self.lock:
             return sorted(name for name in self.objects if name.startswith(prefix))
+
+    def fetch(self, prefix: str, folder: pathlib.Path) -> pathlib.Path:
+        """Copies what is below a name to a folder of this machine."""
+        for name in self.names(f"{prefix}/"):
+            path = folder / name.removeprefix(f"{prefix}/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(self.objects[name][0])
+        return folder
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

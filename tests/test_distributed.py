@@ -17,6 +17,8 @@ from scpo_jax import checkpoint, distributed, score
 from scpo_jax.checkpoint import Loaded
 from scpo_jax.data import packing, preferences, vocabulary
 from scpo_jax.models import module
+from tests.bucket_helpers import BUCKET
+from tests.bucket_helpers import buckets as buckets  # a fixture
 from tests.model_helpers import informative_params
 from tests.run_helpers import World, pairs, read_rows, refusal, scpo, unrounded_report, write_rows
 
@@ -94,6 +96,7 @@ def world(tmp_path_factory):
     return world
 
 
+MESH = ["--config.mesh.data=4", "--config.mesh.group=2"]
 FLAGS = [
     "--config.global_rm.train=false", "--config.scpo.methods=full", "--config.train.eval_every=1",
     "--config.train.max_steps=12",
@@ -134,7 +137,7 @@ def one(world):
 def test_sigterm_to_one_of_two_saves_both_and_one_process_goes_on(world, one, tmp_path, capsys):
     """Both end after the same step with exit code 75."""
     flags = "--config.checkpoint.every_steps=1", "--stages=prepare,global,score,select,train"
-    processes = start_both(run_arguments(world, tmp_path, *flags, "--config.mesh.data=4", "--config.mesh.group=2"))
+    processes = start_both(run_arguments(world, tmp_path, *flags, *MESH))
     try:
         wait_for_state(tmp_path, 2, processes)
         processes[1].terminate()
@@ -168,13 +171,15 @@ def test_a_lost_process_is_named_by_the_other(lost):
     assert time.monotonic() - began < LIMIT / 2
 
 
-def test_two_processes_give_what_one_gives(world, one, tmp_path):
-    two = tmp_path / "two"
+def test_two_processes_give_what_one_gives(world, one, buckets, tmp_path):
+    """Their workdir is in a bucket, as on a pod."""
     (code, told), (other_code, other_told) = both(
-        *run_arguments(world, two, "--config.mesh.data=4", "--config.mesh.group=2")
+        *run_arguments(world, f"gs://{BUCKET}/two", "--config.checkpoint.every_steps=6", *MESH)
     )
     assert code == other_code == 0, told + other_told
-    assert own_lines(other_told) == [] and "report: done" in told  # process 0 alone speaks
+    assert not [line for line in own_lines(other_told) if "google" not in line]  # process 0 alone speaks
+    assert "report: done" in told
+    two = buckets.fetch("two", tmp_path / "two")
     ours, theirs = metrics_of(two), metrics_of(one)
     assert ours.keys() == theirs.keys() and len(ours) == 3 * 13
     for step, row in theirs.items():
