@@ -13,7 +13,7 @@ from scpo_jax.errors import InputError
 from scpo_jax.training_state import TrainingState
 from tests.bucket_helpers import BUCKET, FORBIDDEN
 from tests.bucket_helpers import buckets as buckets  # a fixture
-from tests.run_helpers import World, read_rows, scpo, write_rows
+from tests.run_helpers import GROUPS, World, read_rows, scpo, write_rows
 from tests.test_resume import Killed, killing
 
 
@@ -66,10 +66,16 @@ def test_nothing_is_done_twice(in_bucket, buckets, capsys):
 
 @pytest.mark.parametrize("model", ["", "/checkpoints/scpo/cote-d-ivoire"])
 def test_models_in_a_bucket_answer(model, in_bucket, finished, tmp_path):
-    texts = write_rows(tmp_path / "texts.jsonl", [{"prompt": "question 1", "response": "warm reply 3"}] * 2)
-    for name, workdir in (("ours", in_bucket.workdir), ("theirs", finished.workdir)):
-        assert scpo("score", f"--model={workdir}{model}", f"--input={texts}", f"--output={tmp_path / name}.jsonl") == 0
+    rows = [{"prompt": "question 1", "chosen": "warm reply 3", "rejected": "good answer 3", "group": GROUPS[1]}] * 2
+    here = write_rows(tmp_path / "pairs.jsonl", rows)
+    there = epath.Path(f"gs://{BUCKET}/pairs of two.jsonl")
+    storage.write(there, here.read_bytes())
+    for name, workdir, pairs in (("ours", in_bucket.workdir, there), ("theirs", finished.workdir, here)):
+        used = f"--model={workdir}{model}"
+        assert scpo("score", used, f"--input={pairs}", f"--output={tmp_path / name}.jsonl") == 0
+        assert scpo("evaluate", used, f"--data={pairs}", f"--output={tmp_path / name}.json") == 0
     assert (tmp_path / "ours.jsonl").read_bytes() == (tmp_path / "theirs.jsonl").read_bytes()
+    assert (tmp_path / "ours.json").read_bytes() == (tmp_path / "theirs.json").read_bytes()
 
 
 def test_export_from_a_bucket(in_bucket, finished, tmp_path):
