@@ -212,9 +212,9 @@ def test_a_notice_ends_a_run_that_goes_on_while_the_machine_is_there(copy):
             while first.poll() is None and not any(copy.workdir.glob("checkpoints/training/*/10")):
                 time.sleep(0.001)
             metadata.set("maintenance-event", TERMINATE)
-            told = first.communicate(timeout=60)[1].splitlines()
+            told = first.communicate(timeout=300)[1].splitlines()
         with start() as second:
-            told_again = second.communicate(timeout=60)[1].splitlines()
+            told_again = second.communicate(timeout=300)[1].splitlines()
     assert first.returncode == 75 and told.count(LINE) == 1
     steps = told[-1].removeprefix("scpo: interrupted: the state after ").split()[0]
     assert second.returncode == 0 and any(line.endswith(f"goes on after {steps} steps") for line in told_again)
