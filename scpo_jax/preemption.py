@@ -1,4 +1,4 @@
-"""SIGTERM, which comes before a machine is taken away: the training under way saves its state, and all ends.
+"""SIGTERM, or a notice, before a machine is taken away: the training under way saves its state, and all ends.
 
 Outside a training the process ends at once: what a stage has finished stands, and files are written whole. The exit
 code says that the same command goes on.
@@ -10,7 +10,7 @@ import signal
 import threading
 from collections.abc import Iterator
 
-from scpo_jax import distributed
+from scpo_jax import distributed, notices
 
 CODE = 75  # EX_TEMPFAIL; launch/job.sh starts the run again
 SECONDS_TO_A_STEP = 25  # until the step in progress has ended, and its state is being saved; a machine leaves 30
@@ -26,7 +26,7 @@ class _Here:
     """The trainings of this process."""
 
     def __init__(self):
-        self.lock, self.listening, self.hearing = threading.Lock(), False, False
+        self.lock, self.pipe, self.hearing = threading.Lock(), None, False
         self.training = self.saves = False  # under way, with a state
         self.steps = 0  # that this process has ended, of all its trainings
         self.last = None  # of these the one after which all processes stop
@@ -38,12 +38,19 @@ _here = _Here()
 
 def listen() -> None:
     """From now on SIGTERM ends the process as described above. To be called once, by the main thread."""
-    heard, pipe = os.pipe()
-    os.set_blocking(pipe, False)
-    signal.set_wakeup_fd(pipe, warn_on_full_buffer=False)
-    _here.listening = True
+    heard, _here.pipe = os.pipe()
+    os.set_blocking(_here.pipe, False)
+    signal.set_wakeup_fd(_here.pipe, warn_on_full_buffer=False)
     _catch()
     threading.Thread(target=_wait, args=[heard], daemon=True).start()
+
+
+def heed_notices() -> None:
+    """From now on a notice that this machine is taken away is as good as SIGTERM, if that is listened to."""
+    import jax  # noqa: F401 (sets TPU_ML_PLATFORM on a machine with TPUs)
+
+    if _here.pipe is not None and notices.are_given():
+        notices.watch(lambda: os.write(_here.pipe, bytes([signal.SIGTERM])))
 
 
 def _catch() -> None:
@@ -84,7 +91,7 @@ def _stop() -> None:
 @contextlib.contextmanager
 def training(saves: bool) -> Iterator[None]:
     """While a training runs that saves its state, or does not. Raises Interrupted if it ends when all have to."""
-    if _here.listening:
+    if _here.pipe is not None:
         _catch()  # a TPU's runtime has its own handler, and is here by now
     if distributed.count() > 1 and not _here.hearing:
         _here.hearing = True

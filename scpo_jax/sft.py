@@ -40,7 +40,8 @@ def run(config, workdir: Workdir) -> None:
     texts = completions.encode(start.tokenizer, prompts, responses, policy.max_prompt, policy.new_tokens)
     check_lengths(start.model, texts)
     state = workdir.training / f"sft-{fingerprint[:12]}"
-    params = train(config, workdir, start, texts, state)
+    ids = [row["pair_id"] for row in rows] * (len(texts) // len(rows))
+    params = train(config, workdir, start, texts, ids, state)
     if distributed.is_writer():
         card = {"method": "sft", "group": "", "texts": len(texts), "fingerprint": fingerprint}
         card |= {"max_prompt": policy.max_prompt, "new_tokens": policy.new_tokens, "steps": policy.sft.max_steps}
@@ -114,8 +115,13 @@ def check_lengths(model: RewardModel, texts: Sequence[Text]) -> None:
         )
 
 
-def train(config, workdir: Workdir, start: Loaded, texts: Sequence[Text], folder: epath.Path) -> dict:
-    """The trained parameters, on the host; what is under way is saved in `folder`, and gone on with."""
+def train(
+    config, workdir: Workdir, start: Loaded, texts: Sequence[Text], ids: Sequence[str], folder: epath.Path
+) -> dict:
+    """The trained parameters, on the host; what is under way is saved in `folder`, and gone on with.
+
+    `ids` are the pairs that the texts are of.
+    """
     sft, saving = config.policy.sft, config.checkpoint
     options = train_language.Options(
         max_steps=sft.max_steps, batch_size=sft.batch_size, learning_rate=sft.learning_rate,
@@ -139,6 +145,9 @@ def train(config, workdir: Workdir, start: Loaded, texts: Sequence[Text], folder
                 own(step, found)
             progress.reach(step)
 
-        params = train_language.train(program, start.params, texts, options, log, state=state)
+        params = train_language.train(
+            program, start.params, texts, options, log,
+            ids=ids, state=state, max_skipped=config.train.max_skipped,
+        )  # fmt: skip
     progress.close()
     return params

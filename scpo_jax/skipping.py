@@ -16,10 +16,18 @@ class Watch:
       ids: of each training, what its pairs are called; () for their numbers.
       plan: the pairs of each step, `batches.Plan.pairs`.
       most: skipped steps in a row of one training that end all.
+      rate: the config key of their learning rate.
     """
 
-    def __init__(self, names: Sequence[str], ids: Sequence[Sequence[str]], plan: np.ndarray, most: int):
-        self._names, self._ids, self._plan, self._most = names, ids, plan, most
+    def __init__(
+        self,
+        names: Sequence[str],
+        ids: Sequence[Sequence[str]],
+        plan: np.ndarray,
+        most: int,
+        rate: str = "config.train.learning_rate",
+    ):
+        self._names, self._ids, self._plan, self._most, self._rate = names, ids, plan, most, rate
         self._in_a_row = np.zeros(len(names), int)
 
     def see(self, step: int, g: int, loss: float, grad_norm: float) -> None:
@@ -36,7 +44,7 @@ class Watch:
             raise InputError(
                 f"train {self._names[g]}: {self._in_a_row[g]} steps in a row up to step {step} had no finite loss and "
                 "gradient (config.train.max_skipped); their pairs are named above. Look at these, and at the model's "
-                "parameters; a lower config.train.learning_rate may help. What was saved before is kept"
+                f"parameters; a lower {self._rate} may help. What was saved before is kept"
             )
 
     def _pairs(self, step: int, g: int) -> list[str]:

@@ -4,6 +4,8 @@ Dimensions: K steps, N shares of a step's texts (one for each device of the data
 """
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -13,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from scpo_jax import language_model, optimizer, sharding
+from scpo_jax import language_model, optimizer, sharding, skipping
 from scpo_jax.data import order, packing
 from scpo_jax.data.batches import NO_TEXT
 from scpo_jax.data.encoding import Text
@@ -41,7 +43,7 @@ class Program(NamedTuple):
 
     mesh: Mesh
     width: int  # of the model
-    step: Callable  # (params, opt_state, batch, rate) -> (params, opt_state, metrics)
+    step: Callable  # (params, opt_state, batch, rate, k) -> (params, opt_state, metrics)
     init: Callable  # params -> opt_state
     specs: dict  # of the parameters
 
@@ -50,6 +52,7 @@ def make_program(model: RewardModel, mesh: Mesh, options: Options, axes: tuple[s
     """The training step: the loss is the mean over all response tokens of the step.
 
     The rows of a batch are shared out over data, parameters over `axes` of the mesh; the compiler splits the work.
+    A step whose loss or gradient norm is not finite changes nothing; the metric `skipped` counts such steps so far.
     """
     transform, shapes = optimizer.adamw(0.0), module.abstract_params(model)
     specs = sharding.specs_of_one((shapes, jax.eval_shape(transform.init, shapes)), mesh, axes)
@@ -59,14 +62,20 @@ def make_program(model: RewardModel, mesh: Mesh, options: Options, axes: tuple[s
         total, count = language_model.next_token_loss(model, params, batch, options.dtype)
         return total / jnp.maximum(count, 1), count
 
-    def step(params, opt_state, batch: TextBatch, rate):
+    def step(params, opt_state, batch: TextBatch, rate, k):
         (loss, count), gradients = jax.value_and_grad(loss_of, has_aux=True)(params, batch)
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)))
         clipped = optimizer.clip(gradients, norm, options.max_grad_norm)
-        updates, opt_state = transform.update(clipped, opt_state, params)
-        return optimizer.descend(params, updates, rate), opt_state, {"loss": loss, "grad_norm": norm, "tokens": count}
+        updates, new_state = transform.update(clipped, opt_state, params)
+        new = optimizer.descend(params, updates, rate), new_state
+        keep = functools.partial(jnp.where, jnp.isfinite(loss) & jnp.isfinite(norm))
+        params, opt_state = jax.tree.map(keep, new, (params, opt_state))
+        skipped = (k + 1 - optimizer.updates_made(opt_state)).astype(jnp.float32)
+        return params, opt_state, {"loss": loss, "grad_norm": norm, "tokens": count, "skipped": skipped}
 
-    compiled = jax.jit(step, donate_argnums=(0, 1), in_shardings=places, out_shardings=(*places[:2], places[3]))
+    compiled = jax.jit(
+        step, donate_argnums=(0, 1), in_shardings=(*places, places[3]), out_shardings=(*places[:2], places[3])
+    )
     return Program(mesh, model.width, compiled, jax.jit(transform.init, out_shardings=places[1]), specs[0])
 
 
@@ -101,24 +110,30 @@ def train(
     options: Options,
     log: Callable[[int, dict], None],
     *,
+    ids: Sequence[str] = (),
     state: TrainingState | None = None,
+    max_skipped: int = 10,
 ) -> dict:
     """Trains from `params`, or goes on where `state` stands; returns whole parameters on the host.
 
     Args:
-      log: called with (steps finished, metrics as floats).
+      log: called with (steps finished, metrics as floats, those that are finite).
+      ids: what the pairs of the texts are called; () for the numbers of the texts.
       state: saves that of the training.
+      max_skipped: skipped steps in a row that end it with an InputError.
     """
     plan, placed = make_plan(texts, options, program), sharding.place(params, program.mesh, program.specs)
     live = {"params": placed, "opt_state": program.init(placed)}
     first, live = state.restore(live) if state else (0, live)
+    watch = skipping.Watch(["sft"], [ids], plan.texts[:, None], max_skipped, "config.policy.sft.learning_rate")
     for k in range(first, options.max_steps):
         rate = optimizer.learning_rate_at(k, "linear", options.learning_rate, options.max_steps, options.warmup_steps)
         live["params"], live["opt_state"], metrics = program.step(
-            live["params"], live["opt_state"], batch_at(texts, plan, k), np.float32(rate)
+            live["params"], live["opt_state"], batch_at(texts, plan, k), np.float32(rate), np.int32(k)
         )
-        found = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        log(k + 1, found | {"learning_rate": rate})
+        found = {name: float(value) for name, value in jax.device_get(metrics).items()} | {"learning_rate": rate}
+        log(k + 1, {name: value for name, value in found.items() if math.isfinite(value)})
+        watch.see(k + 1, 0, found["loss"], found["grad_norm"])
         if state and state.is_due(k + 1):
             state.save(k + 1, live)
     whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(program.mesh, P()))(live["params"])

@@ -1,11 +1,11 @@
-"""SIGTERM: a training saves its state at a step that all processes agree on, anything else ends at once, with 75."""
+"""SIGTERM or a notice: a training saves its state at a step all processes agree on, else all ends at once, with 75."""
 
 import os
 import signal
 
 import pytest
 
-from scpo_jax import distributed, preemption
+from scpo_jax import distributed, notices, preemption
 
 
 class Ended(Exception):
@@ -56,6 +56,15 @@ def test_a_training_that_had_just_ended_has_no_next_step(here):
     with pytest.raises(preemption.Interrupted, match="just ended"), preemption.training(saves=True):
         signalled(signal.SIGTERM)
     here.alarm.cancel()
+
+
+def test_a_notice_is_as_good_as_sigterm(here, monkeypatch):
+    heard, here.pipe = os.pipe()
+    monkeypatch.setenv("GCE_METADATA_HOST", "127.0.0.1:1")
+    monkeypatch.setattr(notices, "watch", lambda act: act())
+    preemption.heed_notices()
+    with pytest.raises(Ended):
+        preemption._wait(heard)
 
 
 def test_all_processes_stop_after_the_same_step(here, monkeypatch):

@@ -1,5 +1,6 @@
 """A run that was killed goes on where it stood, and ends as if it had never been interrupted."""
 
+import contextlib
 import errno
 import functools
 import json
@@ -7,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 from scpo_jax import checkpoint, evaluate, preemption, score, stages
 from scpo_jax.data import batches, preferences
 from scpo_jax.training_state import TrainingState
+from tests.metadata_helpers import LINE, TERMINATE, Metadata
 from tests.run_helpers import STAGES, World, read_rows, snapshot, unrounded_report
 
 
@@ -190,6 +193,32 @@ def test_the_command_ends_with_75_and_goes_on(copy, finished, monkeypatch, capsy
     assert copy.run() == 0
     assert "goes on after 3 steps\n" in capsys.readouterr().err
     assert_same_result(copy, finished)
+
+
+def test_a_notice_ends_a_run_that_goes_on_while_the_machine_is_there(copy):
+    """In processes; the notice stays, and the second one takes no heed of it."""
+    command = [sys.executable, "-m", "scpo_jax.main", "run", f"--config={copy.config}", f"--workdir={copy.workdir}"]
+    command += ["--force", "--stages=train", "--config.scpo.methods=scpo", "--config.train.max_steps=40"]
+    command += ["--config.checkpoint.every_steps=10"]
+    with contextlib.closing(Metadata()) as metadata:
+        own = {
+            "GCE_METADATA_HOST": metadata.host,
+            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        }
+        start = functools.partial(subprocess.Popen, command, env=os.environ | own, text=True, stderr=subprocess.PIPE)
+        with start() as first:
+            while first.poll() is None and not any(copy.workdir.glob("checkpoints/training/*/10")):
+                time.sleep(0.001)
+            metadata.set("maintenance-event", TERMINATE)
+            told = first.communicate(timeout=300)[1].splitlines()
+        with start() as second:
+            told_again = second.communicate(timeout=300)[1].splitlines()
+    assert first.returncode == 75 and told.count(LINE) == 1
+    steps = told[-1].removeprefix("scpo: interrupted: the state after ").split()[0]
+    assert second.returncode == 0 and any(line.endswith(f"goes on after {steps} steps") for line in told_again)
+    assert sum(line.startswith(f"{LINE}, as it was before this command began") for line in told_again) == 1
 
 
 @pytest.fixture

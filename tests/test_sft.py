@@ -3,10 +3,11 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scpo_jax import checkpoint, preemption, sharding, train_language
+from scpo_jax import checkpoint, language_model, preemption, sharding, train_language
 from scpo_jax.data import completions
 from scpo_jax.data.encoding import Text
 from scpo_jax.errors import InputError
@@ -70,6 +71,46 @@ def test_it_learns_and_a_resumed_training_is_the_straight_one(tmp_path, monkeypa
     jax.tree.map(np.testing.assert_array_equal, resumed, straight)
 
 
+@pytest.fixture
+def poison(monkeypatch):
+    """A token of the language: the loss of a batch with it is not finite."""
+    token, loss = 39, language_model.next_token_loss
+
+    def poisoned(model, params, batch, dtype):
+        total, count = loss(model, params, batch, dtype)
+        return jnp.where((batch.input_ids == token).any(), jnp.nan, total), count
+
+    monkeypatch.setattr(language_model, "next_token_loss", poisoned)
+    return token
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_named(poison, capsys):
+    params, program = make()
+    texts, logged, same = some_texts(), [], []
+    texts[5].input_ids[-1] = poison
+    drawn = train_language.make_plan(texts, OPTIONS, program).texts
+    bad = [k for k in range(OPTIONS.max_steps) if 5 in drawn[k]]
+    assert 0 < len(bad) < OPTIONS.max_steps
+
+    def step(*arguments):
+        before = jax.device_get(arguments[:2])
+        results = program.step(*arguments)
+        same.append(all(map(np.array_equal, *map(jax.tree.leaves, (before, jax.device_get(results[:2]))))))
+        return results
+
+    trained = train_language.train(
+        program._replace(step=step), params, texts, OPTIONS, lambda _, found: logged.append(found),
+        ids=[f"pair {i}" for i in range(len(texts))],
+    )  # fmt: skip
+    assert [k for k, unchanged in enumerate(same) if unchanged] == bad
+    assert [found["skipped"] for found in logged] == [sum(b <= k for b in bad) for k in range(OPTIONS.max_steps)]
+    assert [k for k, found in enumerate(logged) if "loss" not in found] == bad
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(trained))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[1].split(",")[0] for line in lines] == [f"step {k + 1} is skipped" for k in bad]
+    assert all("pair 5" in line.split("its pairs: ")[1].split(", ") for line in lines)
+
+
 POLICY = {
     "max_prompt": 16, "new_tokens": 16, "sft.max_steps": 4, "sft.batch_size": 4, "sft.learning_rate": 0.01,
     "scratch.vocab_size": 300, "scratch.hidden_size": 16, "scratch.num_hidden_layers": 1,
@@ -104,6 +145,19 @@ def test_the_command_leaves_a_checkpoint_and_does_nothing_twice(world, capsys):
     assert "is done already" in capsys.readouterr().err
     with pytest.raises(InputError, match="is a language model of scpo, not a reward model"):
         checkpoint.load(folder)
+
+
+def test_many_in_a_row_end_the_command(world, monkeypatch, capsys):
+    loss = language_model.next_token_loss
+    monkeypatch.setattr(language_model, "next_token_loss", lambda *own: (loss(*own)[0] * np.inf, 1))
+    assert run_helpers.scpo(*sft(world, **{"sft.learning_rate": 0.02}), "--config.train.max_skipped=2") == 2
+    *before, last = capsys.readouterr().err.splitlines()
+    assert last.startswith("scpo: error: train sft: 2 steps in a row up to step 2 had no finite loss and gradient")
+    assert "a lower config.policy.sft.learning_rate may help" in last
+    named = [line.split("its pairs: ")[1].split(", ") for line in before if " is skipped" in line]
+    known = {row["pair_id"] for row in run_helpers.read_rows(world.data)}
+    assert [len(names) for names in named] == [4, 4] and {name for names in named for name in names} <= known
+    assert checkpoint.load_card(world.workdir / "checkpoints/sft")["steps"] == 4, "what was there before stands"
 
 
 @pytest.mark.parity

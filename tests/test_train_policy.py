@@ -95,6 +95,30 @@ def test_a_resumed_training_is_the_straight_one(tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, first.policy, second.policy)
 
 
+def test_a_loss_that_is_not_finite_changes_nothing_and_ends_it(tmp_path):
+    """What was saved before stands, and a training goes on from there."""
+    options, judge, same, (program, start) = dataclasses.replace(OPTIONS, steps=4), helpers.Counting(), [], made()
+    judge.normalised = lambda scores, groups: scores / (np.float32(np.nan) if len(judge.seen) == 3 else 2)
+
+    def update(*arguments):
+        before = jax.device_get(arguments[:2])
+        results = program.update(*arguments)
+        same.append(all(map(np.array_equal, *map(jax.tree.leaves, (before, jax.device_get(results[:2]))))))
+        return results
+
+    state = TrainingState(tmp_path, keep=2, every=2)
+    with pytest.raises(InputError, match="the policy's step 3 has a loss or gradient that is not finite"):
+        helpers.train(options, (program._replace(update=update), start), judge, state=state)
+    state.close()
+    assert same == [False] * 8 + [True] * 4
+    state = TrainingState(tmp_path, keep=2, every=2)
+    later, resumed = helpers.train(options, made(), state=state)
+    state.close()
+    _, straight = helpers.train(options, made())
+    assert len(later) == 2
+    jax.tree.map(np.testing.assert_array_equal, resumed.policy, straight.policy)
+
+
 def some_read(seed=0):
     lengths = np.array([3, 0, 5, 1])
     mask = np.arange(5) < lengths[:, None]
