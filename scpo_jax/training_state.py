@@ -1,5 +1,7 @@
 """The state of a training under way: saved every so often, checked when read, restored onto any devices."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from scpo_jax.data.fields import one_line
 from scpo_jax.errors import InputError
 
 SCHEMA_VERSION = 1
+DETERMINISTIC = "--xla_gpu_deterministic_ops=true"  # of XLA_FLAGS; GPUs add in an order that changes without it
 
 
 class TrainingState:
@@ -121,7 +124,11 @@ def place() -> dict:
     """What the bits of a training depend on besides its config."""
     device = jax.devices()[0]
     own = {"device": device.device_kind, "devices": jax.device_count(), "processes": jax.process_count()}
-    return own | ({"cpus": cores.available()} if device.platform == "cpu" else {})
+    if device.platform == "cpu":
+        own["cpus"] = cores.available()
+    if device.platform == "gpu":  # others add in the same order each time
+        own["deterministic_ops"] = DETERMINISTIC in os.environ.get("XLA_FLAGS", "").split()
+    return own
 
 
 def change_of_place(before: dict) -> str:
@@ -129,7 +136,8 @@ def change_of_place(before: dict) -> str:
     now = place()
     names = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
     if not names:
-        return ""
+        bitwise = now.get("deterministic_ops", True)
+        return "" if bitwise else f", bitwise only with XLA_FLAGS={DETERMINISTIC}, from its beginning on"
     changes = ", ".join(f"{key} {before.get(key)} -> {now.get(key)}" for key in names)
     return f", elsewhere ({changes}): results are those of an uninterrupted training up to rounding, not bitwise"
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -124,6 +125,18 @@ def test_going_on_elsewhere_is_said(folder, monkeypatch, capsys):
     assert restored(folder)[0] == 4
     said = capsys.readouterr().err
     assert f"goes on after 4 steps, elsewhere (devices {now['devices']} -> 8, cpus {now['cpus']} -> 3): " in said
+
+
+def test_a_gpu_without_deterministic_operations(monkeypatch):
+    """What is saved there says so; going on the same way is not called bitwise, nor is half of it with the flag."""
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(platform="gpu", device_kind="H200")])
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1")
+    without = training_state.place()
+    assert without["deterministic_ops"] is False and "cpus" not in without
+    assert "bitwise only with XLA_FLAGS=--xla_gpu_deterministic_ops=true" in training_state.change_of_place(without)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1 --xla_gpu_deterministic_ops=true")
+    assert training_state.change_of_place(training_state.place()) == ""
+    assert "elsewhere (deterministic_ops False -> True)" in training_state.change_of_place(without)
 
 
 def test_the_last_state_is_written_before_all_ends(folder, monkeypatch):
