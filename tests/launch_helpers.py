@@ -2,13 +2,17 @@
 
 `states`, `line`, `refusals`, `ssh`, `scpo.N` and `pip.N` hold what happens next, a line each; `calls` is what gcloud
 was asked, `node` and `queue` are the states now, `wN` the home of worker N and `args.N` what its scpo was started with.
+
+`SCPO_BASH=/path/to/another/bash pytest ...` runs run.sh, and what it sources, by another bash than the one on PATH.
 """
 
+import os
 import pathlib
 import shutil
 import subprocess
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+BASH = os.environ.get("SCPO_BASH", "bash")
 NEXT = """#!/usr/bin/env bash
 next() {
   [ -s "$CLOUD/$1" ] && head -n 1 "$CLOUD/$1" && sed -i 1d "$CLOUD/$1"
@@ -129,9 +133,9 @@ class Cloud:
             "PATH": f"{self.folder}/bin:/usr/bin:/bin", "CLOUD": str(self.folder), "WORKERS": str(self._workers),
             "SCPO_VENV": str(self.folder / "venv"), "HOME": str(self.folder), "LC_ALL": "C.UTF-8",
         }  # fmt: skip
-        command = ["bash", str(self.checkout / "launch" / "run.sh"), *arguments]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=self.checkout)
+        command = [BASH, str(self.checkout / "launch" / "run.sh"), *arguments]
+        how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+        return subprocess.Popen(command, env=environment, cwd=self.checkout, **how)
 
     def launch(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess:
         with self.popen(*arguments) as process:

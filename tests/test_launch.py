@@ -1,18 +1,17 @@
 """launch/run.sh on this machine: what it would do, and what it says to wrong use; which models need torch."""
 
 import importlib.util
-import pathlib
 import subprocess
 
 import pytest
 from ml_collections import ConfigDict
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+from tests.launch_helpers import BASH, ROOT
 
 
 def launch(*arguments: str, path: str = "/usr/bin:/bin") -> subprocess.CompletedProcess:
     environment = {"PATH": path, "SCPO_VENV": "/tmp/no-such-venv"}
-    command = ["bash", str(ROOT / "launch" / "run.sh"), *arguments]
+    command = [BASH, str(ROOT / "launch" / "run.sh"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60)
 
 

@@ -197,6 +197,16 @@ def test_sigterm_reaches_the_run_which_is_started_again(cloud):
     assert [line.split(": ")[1] for line in cloud.read("began")] == ["forever", "0"]
 
 
+def test_ctrl_c_ends_only_the_showing(cloud):
+    cloud.plays(scpo_0=["forever"])
+    process = cloud.popen("--tpu=pod", "--zone=z", "--type=v5litepod-8", "configs/demo.py", "gs://b/r")
+    wait_for(lambda: len(cloud.read("began")) == 1, process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 130 and err.splitlines()[-1].startswith("launch: what runs on pod goes on; ")
+    assert cloud.run(workdir="gs://b/r").returncode == 0 and len(cloud.read("began")) == 1
+
+
 def test_sigterm_on_this_machine(cloud):
     cloud.plays(scpo_here=["forever"])
     process = cloud.popen("--local", "configs/demo.py", "runs/x")
