@@ -76,14 +76,34 @@ has_arrived() {
   [ "$mark" = scpo-poll ] && [ "$(tail -n +2 "$work/answer" | wc -c)" -eq $((to - from)) ]
 }
 
-# Copies the logs of all workers to this machine.
-collect() {
-  local workers=1 i=0 missing=''
+# Sets `workers` to their number, 0 if the slice is gone.
+count_workers() {
+  workers=1
   ask tpu-vm 'value(networkEndpoints.len())'
   [ -n "$dry_run" ] || workers=$said
   case $workers in
-    *[!0-9]*) return 0 ;; # the slice is gone
+    *[!0-9]*) workers=0 ;;
   esac
+}
+
+# Says how the run ended on each worker: that of worker 0 may have ended because another one was lost.
+tell_fates() {
+  local i=0 fates='' fate
+  while [ "$i" -lt "$workers" ]; do
+    ssh_to "$i" "bash $PROGRAM fate $id"
+    fate=$("${call[@]}" 2>"$work/error" | grep '^scpo-fate ' | tail -n 1) || true
+    fate=${fate#scpo-fate }
+    fates="$fates${fates:+, }worker $i ${fate:-does not answer}"
+    i=$((i + 1))
+  done
+  say "$fates"
+}
+
+# Copies the logs of all workers to this machine.
+collect() {
+  local i=0 missing=''
+  count_workers
+  [ "$workers" -gt 0 ] || return 0
   run mkdir -p "$record"
   while [ "$i" -lt "$workers" ]; do
     run gcloud compute tpus tpu-vm scp "$name:scpo-run/run/log" "$record/worker-$i.log" "--zone=$zone" "--worker=$i" \
@@ -123,6 +143,7 @@ launch_on_slice() {
       crashes=0
       continue
     fi
+    [ "$code" -ne 0 ] || tell_fates
     crashes=$((crashes + 1))
     [ "$ended" != 75 ] || crashes=0
     [ "$crashes" -lt "$CRASHES" ] || fail "the run failed $crashes times in a row, at last: $ended; logs are in $record" 1

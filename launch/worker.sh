@@ -15,7 +15,8 @@ SECONDS_TO_END=60 # from SIGTERM to SIGKILL
 . "$(dirname "$0")/common.sh"
 
 is_running() {
-  [ -f "$state/pid" ] && [ ! -f "$state/exit" ] && kill -0 "$(cat "$state/pid")" 2>/dev/null
+  [ -f "$state/pid" ] && [ ! -f "$state/exit" ] &&
+    grep -qs worker.sh "/proc/$(cat "$state/pid")/cmdline" # since a reboot it may be the number of something else
 }
 
 # Refuses to disturb another run than ID.
@@ -80,18 +81,41 @@ work() {
   mv "$state/exit.new" "$state/exit"
 }
 
+# How the run ID stands here: none, running, stopped, its exit code, or lost: gone without one.
+state_of() {
+  if [ "$(cat "$state/id" 2>/dev/null || true)" != "$1" ]; then
+    echo none
+  elif is_running; then
+    echo running
+  elif [ -f "$state/stopped" ]; then
+    echo stopped
+  elif [ -f "$state/exit" ]; then
+    cat "$state/exit"
+  else
+    echo lost
+  fi
+}
+
+# fate ID: a line "scpo-fate WORDS", how the run ended here.
+fate() {
+  local told words
+  told=$(state_of "$1")
+  case $told in
+    none) words="did not start it" ;;
+    running) words="is still running" ;;
+    stopped) words="was stopped" ;;
+    lost) words="was lost: killed with all around it, or started anew" ;;
+    129 | 13? | 14? | 15?) words="was lost: killed by SIG$(kill -l "$told")" ;;
+    *) words="ended with $told" ;;
+  esac
+  echo "scpo-fate $words"
+}
+
 # poll ID OFFSET: a line "scpo-poll STATE FROM TO", then the log from byte FROM to byte TO. OFFSET is a number or last.
 poll() {
-  local told=none size=0 from=$2 to
-  if [ "$(cat "$state/id" 2>/dev/null || true)" = "$1" ]; then
-    told=lost
-    if is_running; then
-      told=running
-    elif [ -f "$state/stopped" ]; then
-      told=stopped
-    elif [ -f "$state/exit" ]; then
-      told=$(cat "$state/exit")
-    fi
+  local told size=0 from=$2 to
+  told=$(state_of "$1")
+  if [ "$told" != none ]; then
     size=$(wc -c <"$state/log")
   fi
   if [ "$from" = last ]; then
@@ -132,6 +156,7 @@ main() {
     start) start "$@" ;;
     work) work "$@" ;;
     poll) poll "$@" ;;
+    fate) fate "$@" ;;
     stop) stop "$@" ;;
     *) fail "unknown action $action" ;;
   esac

@@ -92,6 +92,8 @@ event=$(next "scpo.$name") || event=0
 echo "worker $name of ${SCPO_COMMIT-} begins: $event" | tee -a "$CLOUD/began"
 case $event in
   preempted) echo PREEMPTED >"$CLOUD/node"; exit 75 ;;
+  killed) kill -KILL $$ ;;
+  'all killed') kill -KILL -- "-$(cat "$HOME/scpo-run/run/pid")" ;;
   forever) for _ in $(seq 400); do /bin/sleep 0.05; done ;;
   *) echo "worker $name ends"; exit "$event" ;;
 esac

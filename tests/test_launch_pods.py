@@ -144,6 +144,32 @@ def test_how_often_a_failing_run_is_started(codes, expected, started, cloud):
         assert "the run failed 3 times in a row, at last: 137" in done.stderr
 
 
+def test_it_says_which_worker_was_lost(pod):
+    pod.plays(scpo_0=["1", "killed", "0"], scpo_1=["all killed", "1", "0"])
+    done = pod.run(type="v5litepod-16")
+    assert done.returncode == 0, done.stderr
+    assert [line for line in news(done) if line.startswith("worker 0")] == [
+        "worker 0 ended with 1, worker 1 was lost: killed with all around it, or started anew",
+        "worker 0 was lost: killed by SIGKILL, worker 1 ended with 1",
+    ]
+
+
+def test_a_worker_that_was_rebooted(cloud):
+    """What runs there now under the number of the run is not the run."""
+    cloud.plays(scpo_0=["forever", "0"])
+    process = cloud.popen("--tpu=pod", "--zone=z", "--type=v5litepod-8", "configs/demo.py", "gs://bucket/run")
+    pid = cloud.folder / "w0" / "scpo-run" / "run" / "pid"
+    wait_for(lambda: len(cloud.read("began")) == 1 and pid.exists(), process)
+    process.kill()
+    process.communicate()
+    os.killpg(int(pid.read_text()), signal.SIGKILL)
+    with subprocess.Popen(["/bin/sleep", "300"]) as other:
+        pid.write_text(str(other.pid))
+        done = cloud.run()
+        other.kill()
+    assert done.returncode == 0 and len(cloud.read("began")) == 2, done.stderr
+
+
 def test_queued_resources(cloud):
     cloud.plays(line=["ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE", "SUSPENDED", "ACCEPTED", "ACTIVE"])
     cloud.plays(scpo_0=["preempted", "0"])
