@@ -107,19 +107,25 @@ def make_checkout(folder: pathlib.Path) -> pathlib.Path:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / ".gitignore").write_text("runs/\n.venv*/\n")
     shutil.copy(folder / "configs" / "demo.py", folder / "configs" / "a b.py")
-    who = ("-c", "user.name=somebody", "-c", "user.email=somebody@example.com")
-    for arguments in (("init", "-q"), ("add", "."), (*who, "commit", "-q", "-m", "All")):
-        subprocess.run(["git", "-C", str(folder), *arguments], check=True)
+    subprocess.run(["git", "init", "-q", str(folder)], check=True)
+    commit_all(folder)
     return folder
+
+
+def commit_all(folder: pathlib.Path) -> None:
+    """Commits all that is in a git checkout."""
+    who = ("-c", "user.name=somebody", "-c", "user.email=somebody@example.com")
+    for arguments in (("add", "."), (*who, "commit", "-q", "-m", "All")):
+        subprocess.run(["git", "-C", str(folder), *arguments], check=True)
 
 
 class Cloud:
     """A cloud in `folder`, and launch/run.sh of a checkout that sees it."""
 
-    def __init__(self, folder: pathlib.Path, checkout: pathlib.Path, workers: int = 1):
+    def __init__(self, folder: pathlib.Path, checkout: pathlib.Path, workers: int = 1, scpo=SCPO, sleep=SLEEP):
         self.folder, self.checkout, self._workers = folder, checkout, workers
         (folder / "bin").mkdir()
-        scripts = {"gcloud": GCLOUD, "python3": PYTHON3, "venv-python": VENV_PYTHON, "scpo": SCPO, "sleep": SLEEP}
+        scripts = {"gcloud": GCLOUD, "python3": PYTHON3, "venv-python": VENV_PYTHON, "scpo": scpo, "sleep": sleep}
         for name, text in scripts.items():
             path = folder / "bin" / name
             path.write_text(NEXT + text)
