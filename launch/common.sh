@@ -51,9 +51,9 @@ install_scpo() {
   if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then # there is none, or one that was never finished
     if python=$(new_python); then
       run "$python" -m venv "$venv" || return 1
-    else # uv brings a Python along
-      run python3 -m pip install --quiet --user uv || return 1
-      run python3 -m uv venv --quiet --clear --seed --python=3.12 "$venv" || return 1
+    else # uv brings a Python along; it has a folder for itself, as many systems forbid pip to install anywhere else
+      run python3 -m pip install --quiet --upgrade --target "$venv-uv" uv || return 1
+      run "$venv-uv/bin/uv" venv --quiet --clear --seed --python=3.12 "$venv" || return 1
     fi
   fi
   run "$venv/bin/python" -m pip install --quiet --editable "$root$extra" || return 1

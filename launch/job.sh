@@ -2,6 +2,7 @@
 # Sourced by run.sh after slice.sh: the run on the workers of a slice. Uses commit and flags, and folder to fetch to.
 
 CRASHES=3 # in a row, after which the launcher gives up; that the slice was taken away is no crash
+SECONDS_OF_PROGRESS=3600 # after which what ends a run is the first crash in a row
 MISSES=10 # answers in a row that do not come from a ready slice, after which its worker counts as lost
 PROGRAM=scpo-run/current/launch/worker.sh
 
@@ -32,15 +33,15 @@ attempt() {
 
 # Brings the commit to all workers, installs it and starts the run, unless it is running.
 start() {
-  local own=scpo-run/$commit archive=scpo-$commit.tar.gz arguments
+  local own=scpo-run/$commit archive=scpo-$commit.tar.gz arguments unpack
   run git -C "$root" archive --format=tar.gz "--output=$work/$archive" "$commit" || return
   attempt run gcloud compute tpus tpu-vm scp "$work/$archive" "$name:$archive" "--zone=$zone" --worker=all --quiet ||
     return
-  attempt on_all "[ -d $own ] || { rm -rf scpo-run/new && mkdir -p scpo-run/new && tar -xzf $archive -C scpo-run/new && \
-mv scpo-run/new $own; }" || return
+  unpack="mkdir -p scpo-run && new=\$(mktemp -d scpo-run/new.XXXXXX) && tar -xzf $archive -C \$new && mv -T \$new $own"
+  attempt on_all "[ -d $own ] || { $unpack; } || [ -d $own ]" || return
   arguments=$(quoted "$commit" "$id" "$config" ${config_flags[@]+"${config_flags[@]}"})
   attempt on_all "bash $own/launch/worker.sh install $arguments" || return
-  arguments=$(quoted "$id" "$config" "$workdir" ${flags[@]+"${flags[@]}"})
+  arguments=$(quoted "$commit" "$id" "$config" "$workdir" ${flags[@]+"${flags[@]}"})
   attempt on_all "bash $PROGRAM start $arguments"
 }
 
@@ -115,12 +116,12 @@ collect() {
 
 # Runs the config to its end, however often the slice is taken away.
 launch_on_slice() {
-  local crashes=0 code
+  local crashes=0 code began
   id=$(quoted "$commit" "$config" "$workdir" ${flags[@]+"${flags[@]}"} | cksum | tr -cd 0-9)
   trap 'say "what runs on $name goes on; the same command shows it again, launch/run.sh stop $name ends it"; exit 130' INT
   while :; do
     make_ready
-    code=0
+    code=0 began=$SECONDS
     start || code=$?
     [ "$code" -ne 2 ] || fail "$name refused, see above" 2
     ended="it did not start"
@@ -144,6 +145,7 @@ launch_on_slice() {
       continue
     fi
     [ "$code" -ne 0 ] || tell_fates
+    [ $((SECONDS - began)) -lt "$SECONDS_OF_PROGRESS" ] || crashes=0
     crashes=$((crashes + 1))
     [ "$ended" != 75 ] || crashes=0
     [ "$crashes" -lt "$CRASHES" ] || fail "the run failed $crashes times in a row, at last: $ended; logs are in $record" 1
@@ -154,7 +156,7 @@ launch_on_slice() {
 }
 
 stop_slice() {
-  on_all "bash $PROGRAM stop"
+  on_all "[ ! -f $PROGRAM ] || bash $PROGRAM stop" # it may not be there yet
   say "the slice is still there, and costs: launch/run.sh delete $name"
 }
 

@@ -10,6 +10,7 @@ venv=$base/venv
 state=$base/run
 MOST=1000000     # bytes of the log in an answer
 SECONDS_TO_END=60 # from SIGTERM to SIGKILL
+SECONDS_TO_INSTALL=1800
 
 # shellcheck source=launch/common.sh
 . "$(dirname "$0")/common.sh"
@@ -43,14 +44,15 @@ install() {
   ln -sfn "$commit" "$base/current"
 }
 
-# start ID CONFIG WORKDIR [FLAG ...]
+# start COMMIT ID CONFIG WORKDIR [FLAG ...]
 start() {
-  local id=$1 config=$2 workdir=$3
-  shift 3
+  local commit=$1 id=$2 config=$3 workdir=$4
+  shift 4
   check_id "$id"
   if is_running; then
     return
   fi
+  [ "$(readlink "$base/current")" = "$commit" ] || fail "another launch has just installed another commit here" 1
   case $workdir in
     gs://* | /*) ;;
     *) workdir=$base/$workdir ;;
@@ -63,7 +65,7 @@ start() {
   echo "$id" >"$state/id"
   cd "$base/current"
   SCPO_COMMIT=$(basename "$(pwd -P)") setsid nohup bash launch/worker.sh work \
-    "$venv/bin/scpo" run "--config=$config" "--workdir=$workdir" "$@" >>"$state/log" 2>&1 </dev/null &
+    "$venv/bin/scpo" run "--config=$config" "--workdir=$workdir" "$@" >>"$state/log" 2>&1 </dev/null 9>&- &
   echo $! >"$state/pid"
 }
 
@@ -148,9 +150,18 @@ stop() {
   kill -KILL -- "-$(cat "$state/pid")" 2>/dev/null || true
 }
 
+# Lets one process at a time install or start: if the connection drops, gcloud runs again what may still be going on.
+take_turn() {
+  exec 9>"$base/lock"
+  flock -w "$SECONDS_TO_INSTALL" 9 || fail "$(hostname) has been installing for $SECONDS_TO_INSTALL s" 1
+}
+
 main() {
   local action=$1
   shift
+  case $action in
+    install | start) take_turn ;;
+  esac
   case $action in
     install) install "$@" ;;
     start) start "$@" ;;

@@ -2,6 +2,7 @@
 
 `states`, `line`, `refusals`, `ssh`, `scpo.N` and `pip.N` hold what happens next, a line each; `calls` is what gcloud
 was asked, `node` and `queue` are the states now, `wN` the home of worker N and `args.N` what its scpo was started with.
+Where there is a file `old` no Python is new enough.
 
 `SCPO_BASH=/path/to/another/bash pytest ...` runs run.sh, and what it sources, by another bash than the one on PATH.
 """
@@ -73,8 +74,15 @@ case "$3 $4" in
 esac
 """
 PYTHON3 = """
-case $1 in
-  -m) mkdir -p "$3/bin" && cp "$CLOUD/bin/venv-python" "$3/bin/python" && cp "$CLOUD/bin/scpo" "$3/bin/scpo" ;;
+make_venv() {
+  mkdir -p "$1/bin" && cp "$CLOUD/bin/venv-python" "$1/bin/python" && cp "$CLOUD/bin/scpo" "$1/bin/scpo"
+}
+echo "$*" >>"$CLOUD/python3.calls"
+case "$(basename "$0") $1 $2" in
+  *' -c '*) [ ! -f "$CLOUD/old" ] ;;
+  'uv venv '*) make_venv "$6" ;;
+  *' -m venv') make_venv "$3" ;;
+  *' -m pip') mkdir -p "$7/bin" && cp "$0" "$7/bin/uv" ;;
 esac
 """
 VENV_PYTHON = """

@@ -109,20 +109,6 @@ def test_a_slice_that_somebody_deleted_is_not_made_again(cloud):
     assert not cloud.calls("create")
 
 
-def test_a_worker_that_cannot_install_gets_three_chances(pod):
-    pod.plays(pip_1=["1", "1"])
-    assert pod.run(type="v5litepod-16").returncode == 0
-    assert [line.split()[1] for line in pod.read("began")] == ["0", "1"]
-
-
-def test_a_worker_that_never_installs(pod):
-    pod.plays(pip_1=["1"] * 20)
-    done = pod.run(type="v5litepod-16")
-    assert done.returncode == 1 and not pod.read("began")
-    assert "Command execution on worker 1 failed" in done.stderr and "pip says 1" in done.stderr
-    assert "the run failed 3 times in a row, at last: it did not start" in done.stderr.splitlines()[-1]
-
-
 def test_no_line_of_the_log_is_lost_or_shown_twice_when_ssh_drops(cloud):
     cloud.plays(ssh=["", "drop", "", "", "drop", "cut", "cut", "drop"])
     done = cloud.run()
@@ -142,32 +128,6 @@ def test_how_often_a_failing_run_is_started(codes, expected, started, cloud):
     assert len(cloud.read("began")) == started
     if expected == 1:
         assert "the run failed 3 times in a row, at last: 137" in done.stderr
-
-
-def test_it_says_which_worker_was_lost(pod):
-    pod.plays(scpo_0=["1", "killed", "0"], scpo_1=["all killed", "1", "0"])
-    done = pod.run(type="v5litepod-16")
-    assert done.returncode == 0, done.stderr
-    assert [line for line in news(done) if line.startswith("worker 0")] == [
-        "worker 0 ended with 1, worker 1 was lost: killed with all around it, or started anew",
-        "worker 0 was lost: killed by SIGKILL, worker 1 ended with 1",
-    ]
-
-
-def test_a_worker_that_was_rebooted(cloud):
-    """What runs there now under the number of the run is not the run."""
-    cloud.plays(scpo_0=["forever", "0"])
-    process = cloud.popen("--tpu=pod", "--zone=z", "--type=v5litepod-8", "configs/demo.py", "gs://bucket/run")
-    pid = cloud.folder / "w0" / "scpo-run" / "run" / "pid"
-    wait_for(lambda: len(cloud.read("began")) == 1 and pid.exists(), process)
-    process.kill()
-    process.communicate()
-    os.killpg(int(pid.read_text()), signal.SIGKILL)
-    with subprocess.Popen(["/bin/sleep", "300"]) as other:
-        pid.write_text(str(other.pid))
-        done = cloud.run()
-        other.kill()
-    assert done.returncode == 0 and len(cloud.read("began")) == 2, done.stderr
 
 
 def test_queued_resources(cloud):
@@ -263,15 +223,6 @@ def test_fetch_from_a_bucket(cloud):
     folder = f"{cloud.checkout}/runs/pod"
     rsync = "storage rsync --recursive --exclude=^checkpoints/training/.*"
     assert cloud.calls("rsync") == [f"{rsync} gs://bucket/run {folder}"]
-
-
-def test_torch_where_the_model_has_only_a_bin(cloud):
-    (cloud.folder / "torch").write_text("torch\n")
-    assert cloud.run("--config.model.name_or_path=x y").returncode == 2, "flags of the run come last"
-    assert cloud.launch("--tpu=p", "--zone=z", "--type=v4-8", "configs/demo.py", "w", "--config.seed=1").returncode == 0
-    asked, installed = cloud.read("python.0")[1:]
-    assert asked.endswith("launch/needs_torch.py --config=configs/demo.py --config.seed=1")
-    assert installed == "-m pip install --quiet torch>=2.4 --index-url=https://download.pytorch.org/whl/cpu"
 
 
 @pytest.mark.parametrize(("code", "expected"), [("0", 0), ("1", 1), ("2", 2)])
