@@ -3,13 +3,20 @@
 
 CRASHES=3 # in a row, after which the launcher gives up; that the slice was taken away is no crash
 SECONDS_OF_PROGRESS=3600 # after which what ends a run is the first crash in a row
-MISSES=10 # answers in a row that do not come from a ready slice, after which its worker counts as lost
+MISSES=5 # answers in a row that do not come from a ready slice, after which its worker counts as lost
 PROGRAM=scpo-run/current/launch/worker.sh
 
 # ssh_to WORKER COMMAND: sets `call` to the command of gcloud; WORKER is a number or all. If the connection fails gcloud
 # runs it again by itself, so every COMMAND may be run twice.
 ssh_to() {
-  call=(gcloud compute tpus tpu-vm ssh "$name" "--zone=$zone" "--worker=$1" --quiet "--command=$2")
+  call=(gcloud compute tpus tpu-vm ssh "$name" "--zone=$zone" "--worker=$1" --quiet --ssh-flag=-oConnectTimeout=20
+    --ssh-flag=-oServerAliveInterval=20 "--command=$2") # by itself ssh may wait for ever for a machine that is gone
+}
+
+# copy WORKER FROM TO: files to or from a worker, a number or all.
+copy() {
+  run gcloud compute tpus tpu-vm scp "$2" "$3" "--zone=$zone" "--worker=$1" --quiet --recurse \
+    --scp-flag=-oConnectTimeout=20 --scp-flag=-oServerAliveInterval=20
 }
 
 on_all() {
@@ -35,8 +42,7 @@ attempt() {
 start() {
   local own=scpo-run/$commit archive=scpo-$commit.tar.gz arguments unpack
   run git -C "$root" archive --format=tar.gz "--output=$work/$archive" "$commit" || return
-  attempt run gcloud compute tpus tpu-vm scp "$work/$archive" "$name:$archive" "--zone=$zone" --worker=all --quiet ||
-    return
+  attempt copy all "$work/$archive" "$name:$archive" || return
   unpack="mkdir -p scpo-run && new=\$(mktemp -d scpo-run/new.XXXXXX) && tar -xzf $archive -C \$new && mv -T \$new $own"
   attempt on_all "[ -d $own ] || { $unpack; } || [ -d $own ]" || return
   arguments=$(quoted "$commit" "$id" "$config" ${config_flags[@]+"${config_flags[@]}"})
@@ -77,13 +83,15 @@ has_arrived() {
   [ "$mark" = scpo-poll ] && [ "$(tail -n +2 "$work/answer" | wc -c)" -eq $((to - from)) ]
 }
 
-# Sets `workers` to their number, 0 if the slice is gone.
+# Sets `workers` to their number, 0 if the slice is not there, or cannot be asked.
 count_workers() {
   workers=1
-  ask tpu-vm 'value(networkEndpoints.len())'
-  [ -n "$dry_run" ] || workers=$said
-  case $workers in
+  [ -z "$dry_run" ] || return 0
+  ask tpu-vm 'value(state)'
+  [ "$said" != READY ] || ask tpu-vm 'value(networkEndpoints.len())'
+  case $said in
     *[!0-9]*) workers=0 ;;
+    *) workers=$said ;;
   esac
 }
 
@@ -107,8 +115,7 @@ collect() {
   [ "$workers" -gt 0 ] || return 0
   run mkdir -p "$record"
   while [ "$i" -lt "$workers" ]; do
-    run gcloud compute tpus tpu-vm scp "$name:scpo-run/run/log" "$record/worker-$i.log" "--zone=$zone" "--worker=$i" \
-      --quiet 2>"$work/error" || missing="$missing $i"
+    copy "$i" "$name:scpo-run/run/log" "$record/worker-$i.log" 2>"$work/error" || missing="$missing $i"
     i=$((i + 1))
   done
   say "the logs of the workers are in $record${missing:+; there is no answer from worker$missing}"
@@ -172,5 +179,5 @@ fetch_slice() {
     /*) ;;
     *) workdir=scpo-run/$workdir ;;
   esac
-  run gcloud compute tpus tpu-vm scp --recurse "$name:$workdir" "$folder" "--zone=$zone" --worker=0 --quiet
+  copy 0 "$name:$workdir" "$folder"
 }

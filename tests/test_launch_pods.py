@@ -67,7 +67,7 @@ def test_dry_run_shows_every_command_and_does_nothing(cloud):
     lines = [line for line in done.stdout.splitlines() if line.startswith("+ gcloud")]
     assert [" ".join(line.split()[3:6]) for line in lines] == [
         "tpus tpu-vm describe", "tpus queued-resources describe", "tpus queued-resources create", "tpus tpu-vm scp",
-        *["tpus tpu-vm ssh"] * 4, "tpus tpu-vm describe", "tpus tpu-vm scp",
+        *["tpus tpu-vm ssh"] * 4, "tpus tpu-vm scp",
     ]  # fmt: skip
     assert "start" in lines[6] and "--workdir" not in lines[6] and "gs://bucket/run" in lines[6]
     assert not cloud.calls() and not (cloud.checkout / "runs").exists()
@@ -84,7 +84,20 @@ def test_it_waits_for_room_and_comes_back_after_being_taken_away(cloud):
     assert [line.split(": ")[1] for line in cloud.read("began")] == ["preempted", "75", "preempted", "0"]
     assert news(done).count("pod was taken away") == 2
     assert news(done).count("not now; asking again in 60 s") == 2
+    logs = [line for line in cloud.calls("scp") if "scpo-run/run/log" in line]
+    assert (
+        len(logs) == 2
+    )  # after 75 and 0: of a slice that was taken away nothing is asked, each call would take minutes
     assert "the run ended: 75; starting it again" in news(done)
+
+
+def test_no_connection_waits_for_ever(cloud):
+    assert cloud.run(workdir="here").returncode == 0
+    (cloud.folder / "w0" / "scpo-run" / "here").mkdir()
+    assert cloud.launch("fetch", "pod").returncode == 0
+    for program in ("ssh", "scp"):
+        limits = [f"--{program}-flag=-oConnectTimeout=20", f"--{program}-flag=-oServerAliveInterval=20"]
+        assert cloud.calls(program) == cloud.calls(program, *limits) != []
 
 
 def test_what_will_not_change_by_waiting_ends_it(cloud):
