@@ -107,6 +107,7 @@ fate() {
     running) words="is still running" ;;
     stopped) words="was stopped" ;;
     lost) words="was lost: killed with all around it, or started anew" ;;
+    134) words="aborted itself (134)" ;; # jax does so where another worker is lost
     129 | 13? | 14? | 15?) words="was lost: killed by SIG$(kill -l "$told")" ;;
     *) words="ended with $told" ;;
   esac

@@ -35,12 +35,12 @@ def test_a_worker_that_never_installs(pod):
 
 
 def test_it_says_which_worker_was_lost(pod):
-    pod.plays(scpo_0=["1", "killed", "0"], scpo_1=["all killed", "1", "0"])
+    pod.plays(scpo_0=["1", "killed", "0"], scpo_1=["all killed", "134", "0"])
     done = pod.run(type="v5litepod-16")
     assert done.returncode == 0, done.stderr
     assert [line for line in news(done) if line.startswith("worker 0")] == [
         "worker 0 ended with 1, worker 1 was lost: killed with all around it, or started anew",
-        "worker 0 was lost: killed by SIGKILL, worker 1 ended with 1",
+        "worker 0 was lost: killed by SIGKILL, worker 1 aborted itself (134)",
     ]
 
 
