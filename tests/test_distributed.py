@@ -313,7 +313,7 @@ def main() -> None:
             time.sleep(1)  # until the others are busy
             os.kill(os.getpid(), signal.SIGKILL)
         while True:
-            sum(range(30_000_000))  # a part of a second without giving other threads a turn
+            sum(range(10_000_000))  # a part of a second without giving other threads a turn
     if scene == "slow":
         if not distributed.is_writer():
             leave = distributed._leave
