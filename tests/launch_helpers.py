@@ -80,7 +80,7 @@ make_venv() {
 echo "$*" >>"$CLOUD/python3.calls"
 case "$(basename "$0") $1 $2" in
   *' -c '*) [ ! -f "$CLOUD/old" ] ;;
-  'uv venv '*) make_venv "$6" ;;
+  'uv venv '*) make_venv "$5" ;;
   *' -m venv') make_venv "$3" ;;
   *' -m pip') mkdir -p "$7/bin" && cp "$0" "$7/bin/uv" ;;
 esac

@@ -102,7 +102,7 @@ def test_uv_where_no_python_is_new_enough(cloud):
     assert cloud.run().returncode == 0
     uv = f"{cloud.folder}/w0/scpo-run/venv-uv"
     calls = [line for line in cloud.read("python3.calls") if not line.startswith("-c")]
-    venv = f"venv --quiet --clear --seed --python=3.12 {cloud.folder}/w0/scpo-run/venv"
+    venv = f"venv --quiet --seed --python=3.12 {cloud.folder}/w0/scpo-run/venv"
     assert calls == [f"-m pip install --quiet --upgrade --target {uv} uv", venv]
 
 
