@@ -20,7 +20,8 @@ from scpo_jax.models import module
 from tests.model_helpers import informative_params
 from tests.run_helpers import World, pairs, read_rows, refusal, scpo, unrounded_report, write_rows
 
-LIMIT = 300  # seconds for two processes on a busy machine; killed then
+LIMIT = 900  # seconds for two processes on a busy machine; killed then
+SECONDS_TO_NOTICE = 150  # that one is lost, start included
 MODEL = {
     "model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
     "max_position_embeddings": 64, "type_vocab_size": 2, "pad_token_id": 0, "hidden_dropout_prob": 0.0,
@@ -170,7 +171,7 @@ def test_a_lost_process_is_named_by_the_others(lost):
     assert ended.pop(lost)[0] == -signal.SIGKILL
     for code, told in ended:
         assert code == 1 and told.count(f"process {lost} is lost") == 1, told
-    assert time.monotonic() - began < LIMIT / 2
+    assert time.monotonic() - began < SECONDS_TO_NOTICE
 
 
 def test_two_processes_give_what_one_gives(world, one, tmp_path):
