@@ -46,14 +46,15 @@ new_python() {
 
 # install_scpo VENV ROOT EXTRA CONFIG [--config.KEY=VALUE ...]: returns 2 for a user's mistake, 1 if it cannot be done.
 install_scpo() {
-  local venv=$1 root=$2 extra=$3 config=$4 python answer
+  local venv=$1 root=$2 extra=$3 config=$4 clear='' python answer
   shift 4
   if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then # there is none, or one that was never finished
+    [ ! -f "$venv/pyvenv.cfg" ] || clear=--clear # its Python may be gone; of another folder nothing is removed
     if python=$(new_python); then
-      run "$python" -m venv "$venv" || return 1
-    else # uv brings a Python along
-      run python3 -m pip install --quiet --user uv || return 1
-      run python3 -m uv venv --quiet --clear --seed --python=3.12 "$venv" || return 1
+      run "$python" -m venv ${clear:+"$clear"} "$venv" || return 1
+    else # uv brings a Python along; it has a folder for itself, as many systems forbid pip to install anywhere else
+      run python3 -m pip install --quiet --upgrade --target "$venv-uv" uv || return 1
+      run "$venv-uv/bin/uv" venv --quiet ${clear:+"$clear"} --seed --python=3.12 "$venv" || return 1
     fi
   fi
   run "$venv/bin/python" -m pip install --quiet --editable "$root$extra" || return 1

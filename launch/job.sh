@@ -2,13 +2,21 @@
 # Sourced by run.sh after slice.sh: the run on the workers of a slice. Uses commit and flags, and folder to fetch to.
 
 CRASHES=3 # in a row, after which the launcher gives up; that the slice was taken away is no crash
-MISSES=10 # answers in a row that do not come from a ready slice, after which its worker counts as lost
+SECONDS_OF_PROGRESS=3600 # after which what ends a run is the first crash in a row
+MISSES=5 # answers in a row that do not come from a ready slice, after which its worker counts as lost
 PROGRAM=scpo-run/current/launch/worker.sh
 
 # ssh_to WORKER COMMAND: sets `call` to the command of gcloud; WORKER is a number or all. If the connection fails gcloud
 # runs it again by itself, so every COMMAND may be run twice.
 ssh_to() {
-  call=(gcloud compute tpus tpu-vm ssh "$name" "--zone=$zone" "--worker=$1" --quiet "--command=$2")
+  call=(gcloud compute tpus tpu-vm ssh "$name" "--zone=$zone" "--worker=$1" --quiet --ssh-flag=-oConnectTimeout=20
+    --ssh-flag=-oServerAliveInterval=20 "--command=$2") # by itself ssh may wait for ever for a machine that is gone
+}
+
+# copy WORKER FROM TO: files to or from a worker, a number or all.
+copy() {
+  run gcloud compute tpus tpu-vm scp "$2" "$3" "--zone=$zone" "--worker=$1" --quiet --recurse \
+    --scp-flag=-oConnectTimeout=20 --scp-flag=-oServerAliveInterval=20
 }
 
 on_all() {
@@ -32,15 +40,14 @@ attempt() {
 
 # Brings the commit to all workers, installs it and starts the run, unless it is running.
 start() {
-  local own=scpo-run/$commit archive=scpo-$commit.tar.gz arguments
+  local own=scpo-run/$commit archive=scpo-$commit.tar.gz arguments unpack
   run git -C "$root" archive --format=tar.gz "--output=$work/$archive" "$commit" || return
-  attempt run gcloud compute tpus tpu-vm scp "$work/$archive" "$name:$archive" "--zone=$zone" --worker=all --quiet ||
-    return
-  attempt on_all "[ -d $own ] || { rm -rf scpo-run/new && mkdir -p scpo-run/new && tar -xzf $archive -C scpo-run/new && \
-mv scpo-run/new $own; }" || return
+  attempt copy all "$work/$archive" "$name:$archive" || return
+  unpack="mkdir -p scpo-run && new=\$(mktemp -d scpo-run/new.XXXXXX) && tar -xzf $archive -C \$new && mv -T \$new $own"
+  attempt on_all "[ -d $own ] || { $unpack; } || [ -d $own ]" || return
   arguments=$(quoted "$commit" "$id" "$config" ${config_flags[@]+"${config_flags[@]}"})
   attempt on_all "bash $own/launch/worker.sh install $arguments" || return
-  arguments=$(quoted "$id" "$config" "$workdir" ${flags[@]+"${flags[@]}"})
+  arguments=$(quoted "$commit" "$id" "$config" "$workdir" ${flags[@]+"${flags[@]}"})
   attempt on_all "bash $PROGRAM start $arguments"
 }
 
@@ -76,18 +83,39 @@ has_arrived() {
   [ "$mark" = scpo-poll ] && [ "$(tail -n +2 "$work/answer" | wc -c)" -eq $((to - from)) ]
 }
 
+# Sets `workers` to their number, 0 if the slice is not there, or cannot be asked.
+count_workers() {
+  workers=1
+  [ -z "$dry_run" ] || return 0
+  ask tpu-vm 'value(state)'
+  [ "$said" != READY ] || ask tpu-vm 'value(networkEndpoints.len())'
+  case $said in
+    *[!0-9]*) workers=0 ;;
+    *) workers=$said ;;
+  esac
+}
+
+# Says how the run ended on each worker: that of worker 0 may have ended because another one was lost.
+tell_fates() {
+  local i=0 fates='' fate
+  while [ "$i" -lt "$workers" ]; do
+    ssh_to "$i" "bash $PROGRAM fate $id"
+    fate=$("${call[@]}" 2>"$work/error" | grep '^scpo-fate ' | tail -n 1) || true
+    fate=${fate#scpo-fate }
+    fates="$fates${fates:+, }worker $i ${fate:-does not answer}"
+    i=$((i + 1))
+  done
+  say "$fates"
+}
+
 # Copies the logs of all workers to this machine.
 collect() {
-  local workers=1 i=0 missing=''
-  ask tpu-vm 'value(networkEndpoints.len())'
-  [ -n "$dry_run" ] || workers=$said
-  case $workers in
-    *[!0-9]*) return 0 ;; # the slice is gone
-  esac
+  local i=0 missing=''
+  count_workers
+  [ "$workers" -gt 0 ] || return 0
   run mkdir -p "$record"
   while [ "$i" -lt "$workers" ]; do
-    run gcloud compute tpus tpu-vm scp "$name:scpo-run/run/log" "$record/worker-$i.log" "--zone=$zone" "--worker=$i" \
-      --quiet 2>"$work/error" || missing="$missing $i"
+    copy "$i" "$name:scpo-run/run/log" "$record/worker-$i.log" 2>"$work/error" || missing="$missing $i"
     i=$((i + 1))
   done
   say "the logs of the workers are in $record${missing:+; there is no answer from worker$missing}"
@@ -95,12 +123,12 @@ collect() {
 
 # Runs the config to its end, however often the slice is taken away.
 launch_on_slice() {
-  local crashes=0 code
+  local crashes=0 code began
   id=$(quoted "$commit" "$config" "$workdir" ${flags[@]+"${flags[@]}"} | cksum | tr -cd 0-9)
   trap 'say "what runs on $name goes on; the same command shows it again, launch/run.sh stop $name ends it"; exit 130' INT
   while :; do
     make_ready
-    code=0
+    code=0 began=$SECONDS
     start || code=$?
     [ "$code" -ne 2 ] || fail "$name refused, see above" 2
     ended="it did not start"
@@ -123,6 +151,8 @@ launch_on_slice() {
       crashes=0
       continue
     fi
+    [ "$code" -ne 0 ] || tell_fates
+    [ $((SECONDS - began)) -lt "$SECONDS_OF_PROGRESS" ] || crashes=0
     crashes=$((crashes + 1))
     [ "$ended" != 75 ] || crashes=0
     [ "$crashes" -lt "$CRASHES" ] || fail "the run failed $crashes times in a row, at last: $ended; logs are in $record" 1
@@ -133,7 +163,7 @@ launch_on_slice() {
 }
 
 stop_slice() {
-  on_all "bash $PROGRAM stop"
+  on_all "[ ! -f $PROGRAM ] || bash $PROGRAM stop" # it may not be there yet
   say "the slice is still there, and costs: launch/run.sh delete $name"
 }
 
@@ -149,5 +179,5 @@ fetch_slice() {
     /*) ;;
     *) workdir=scpo-run/$workdir ;;
   esac
-  run gcloud compute tpus tpu-vm scp --recurse "$name:$workdir" "$folder" "--zone=$zone" --worker=0 --quiet
+  copy 0 "$name:$workdir" "$folder"
 }

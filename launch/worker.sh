@@ -10,12 +10,14 @@ venv=$base/venv
 state=$base/run
 MOST=1000000     # bytes of the log in an answer
 SECONDS_TO_END=60 # from SIGTERM to SIGKILL
+SECONDS_TO_INSTALL=1800
 
 # shellcheck source=launch/common.sh
 . "$(dirname "$0")/common.sh"
 
 is_running() {
-  [ -f "$state/pid" ] && [ ! -f "$state/exit" ] && kill -0 "$(cat "$state/pid")" 2>/dev/null
+  [ -f "$state/pid" ] && [ ! -f "$state/exit" ] &&
+    grep -qs worker.sh "/proc/$(cat "$state/pid")/cmdline" # since a reboot it may be the number of something else
 }
 
 # Refuses to disturb another run than ID.
@@ -42,14 +44,15 @@ install() {
   ln -sfn "$commit" "$base/current"
 }
 
-# start ID CONFIG WORKDIR [FLAG ...]
+# start COMMIT ID CONFIG WORKDIR [FLAG ...]
 start() {
-  local id=$1 config=$2 workdir=$3
-  shift 3
+  local commit=$1 id=$2 config=$3 workdir=$4
+  shift 4
   check_id "$id"
   if is_running; then
     return
   fi
+  [ "$(readlink "$base/current")" = "$commit" ] || fail "another launch has just installed another commit here" 1
   case $workdir in
     gs://* | /*) ;;
     *) workdir=$base/$workdir ;;
@@ -62,7 +65,7 @@ start() {
   echo "$id" >"$state/id"
   cd "$base/current"
   SCPO_COMMIT=$(basename "$(pwd -P)") setsid nohup bash launch/worker.sh work \
-    "$venv/bin/scpo" run "--config=$config" "--workdir=$workdir" "$@" >>"$state/log" 2>&1 </dev/null &
+    "$venv/bin/scpo" run "--config=$config" "--workdir=$workdir" "$@" >>"$state/log" 2>&1 </dev/null 9>&- &
   echo $! >"$state/pid"
 }
 
@@ -80,18 +83,42 @@ work() {
   mv "$state/exit.new" "$state/exit"
 }
 
+# How the run ID stands here: none, running, stopped, its exit code, or lost: gone without one.
+state_of() {
+  if [ "$(cat "$state/id" 2>/dev/null || true)" != "$1" ]; then
+    echo none
+  elif is_running; then
+    echo running
+  elif [ -f "$state/stopped" ]; then
+    echo stopped
+  elif [ -f "$state/exit" ]; then
+    cat "$state/exit"
+  else
+    echo lost
+  fi
+}
+
+# fate ID: a line "scpo-fate WORDS", how the run ended here.
+fate() {
+  local told words
+  told=$(state_of "$1")
+  case $told in
+    none) words="did not start it" ;;
+    running) words="is still running" ;;
+    stopped) words="was stopped" ;;
+    lost) words="was lost: killed with all around it, or started anew" ;;
+    134) words="aborted itself (134)" ;; # jax does so where another worker is lost
+    129 | 13? | 14? | 15?) words="was lost: killed by SIG$(kill -l "$told")" ;;
+    *) words="ended with $told" ;;
+  esac
+  echo "scpo-fate $words"
+}
+
 # poll ID OFFSET: a line "scpo-poll STATE FROM TO", then the log from byte FROM to byte TO. OFFSET is a number or last.
 poll() {
-  local told=none size=0 from=$2 to
-  if [ "$(cat "$state/id" 2>/dev/null || true)" = "$1" ]; then
-    told=lost
-    if is_running; then
-      told=running
-    elif [ -f "$state/stopped" ]; then
-      told=stopped
-    elif [ -f "$state/exit" ]; then
-      told=$(cat "$state/exit")
-    fi
+  local told size=0 from=$2 to
+  told=$(state_of "$1")
+  if [ "$told" != none ]; then
     size=$(wc -c <"$state/log")
   fi
   if [ "$from" = last ]; then
@@ -124,14 +151,24 @@ stop() {
   kill -KILL -- "-$(cat "$state/pid")" 2>/dev/null || true
 }
 
+# Lets one process at a time install or start: if the connection drops, gcloud runs again what may still be going on.
+take_turn() {
+  exec 9>"$base/lock"
+  flock -w "$SECONDS_TO_INSTALL" 9 || fail "$(hostname) has been installing for $SECONDS_TO_INSTALL s" 1
+}
+
 main() {
   local action=$1
   shift
+  case $action in
+    install | start) take_turn ;;
+  esac
   case $action in
     install) install "$@" ;;
     start) start "$@" ;;
     work) work "$@" ;;
     poll) poll "$@" ;;
+    fate) fate "$@" ;;
     stop) stop "$@" ;;
     *) fail "unknown action $action" ;;
   esac

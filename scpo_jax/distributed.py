@@ -4,10 +4,13 @@ All of them run the same program in the same order; process 0 alone decides and 
 what there is unless `initialize` finds more, nothing here waits or talks to anybody.
 """
 
+import ctypes
 import itertools
 import json
 import os
 import re
+import signal
+import socket
 import sys
 import threading
 import time
@@ -23,6 +26,7 @@ SECONDS_TO_HEAR = 10  # until all processes know that one has failed
 MILLISECONDS_FOR_EVER = 10**9
 SECONDS_TO_LEAVE = 3  # until a process that knows it has left: jax aborts one that outlives process 0
 END = "scpo/end"  # key under which a process says that, and why, all have to end
+DOOR = "scpo/door"  # key of a port of process 0, see _join
 
 
 class PeerError(Exception):
@@ -34,7 +38,9 @@ class _Here:
 
     def __init__(self):
         self.index, self.count, self.client, self.watcher = 0, 1, None, None
-        self.calls, self.ending, self.finished = itertools.count(), threading.Lock(), False
+        self.door = self.line = None  # of process 0: a socket; of the others: the thread at their connection to it
+        self.calls, self.ending = itertools.count(), threading.Lock()
+        self.heard = self.finished = False  # why all have to end; that all have done their part
 
 
 _here = _Here()
@@ -85,16 +91,41 @@ def _check_flags(coordinator: str | None, processes: int | None, process: int | 
 
 
 def _join() -> None:
-    """Takes part, and listens for the end."""
+    """Takes part, and listens for the end.
+
+    Each process holds a connection to a door of process 0, where nobody is let in: it breaks at once when process 0 is
+    gone, and through it process 0 says who else is. By then jax's own client may be busy aborting its process.
+    """
     import jax
     from jax._src import distributed  # the key-value store and barriers with a time limit have no public name
 
     _here.index, _here.count, _here.client = jax.process_index(), jax.process_count(), distributed.global_state.client
-    if _here.count > 1:
-        _here.watcher = threading.Thread(target=_watch, daemon=True)
-        _here.watcher.start()
-        if is_writer():
-            threading.Thread(target=_watch_others, daemon=True).start()
+    if _here.count == 1:
+        return
+    _delay_abort()
+    if is_writer():
+        dual = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if dual else socket.AF_INET
+        _here.door = socket.create_server(("", 0), family=family, backlog=_here.count, dualstack_ipv6=dual)
+        tell(DOOR, str(_here.door.getsockname()[1]))
+        threading.Thread(target=_watch_others, daemon=True).start()
+    else:
+        host = distributed.global_state.coordinator_address.rpartition(":")[0].strip("[]")
+        _here.line = threading.Thread(target=_watch_writer, args=[host], daemon=True)
+        _here.line.start()
+    _here.watcher = threading.Thread(target=_watch, daemon=True)
+    _here.watcher.start()
+
+
+def _delay_abort() -> None:
+    """Gives this process 6 s to say why jax aborts it: a thread of jax's does so that waits for no other.
+
+    The handler of SIGABRT is the system's sleep, called with the signal's number; the abort goes on when it returns.
+    """
+    system = ctypes.CDLL(None)
+    system.signal.argtypes = ctypes.c_int, ctypes.c_void_p
+    system.signal.restype = ctypes.c_void_p
+    system.signal(signal.SIGABRT, ctypes.cast(system.sleep, ctypes.c_void_p))
 
 
 def count() -> int:
@@ -200,6 +231,7 @@ def fail(line: str, code: int) -> int:
         return code
     named = re.sub("^(error: )?", rf"\1process {_here.index}: ", line)
     tell(END, json.dumps({"line": named, "code": code}))
+    _here.watcher.join(SECONDS_TO_HEAR)  # it hears that; or process 0 is lost, which is why this one fails, and is said
     _leave_together(code)
     return code
 
@@ -228,9 +260,12 @@ def _watch() -> None:
     """Ends this process, whatever it is waiting for, when another one has failed."""
     heard = hear(END)
     if heard is None:
+        if _here.line:
+            _here.line.join(SECONDS_TO_LEAVE)  # it may know better
         if not _here.finished:
-            _leave("process 0 is lost", 1)  # before jax aborts this process for it
+            _leave("process 0 is lost", 1)
         return
+    _here.heard = True
     told = json.loads(heard)
     if told["code"] and _here.ending.acquire(blocking=False):
         print(f"scpo: {told['line']}", file=sys.stderr, flush=True)
@@ -243,7 +278,36 @@ def _watch_others() -> None:
         _here.client.wait_at_barrier("scpo/nobody", MILLISECONDS_FOR_EVER)
     except RuntimeError as error:
         if (lost := _lost_in(error)) and not _here.finished:
-            end(f"error: process {lost} is lost: it sent no heartbeat", 1)
+            line = f"process {lost} is lost: it sent no heartbeat"
+            _tell_at_door(f"process 0: {line}")
+            _leave(line, 1)
+
+
+def _tell_at_door(line: str) -> None:
+    """Says a last line to all others, in their connections; they end with process 0."""
+    _here.door.setblocking(False)
+    while True:
+        try:
+            _here.door.accept()[0].sendall(line.encode())
+        except OSError:  # nobody else is there
+            return
+
+
+def _watch_writer(host: str) -> None:
+    """Ends this process when process 0 ends before its time; says what process 0 had to say of that."""
+    port, said = hear(DOOR), b""
+    try:
+        line = socket.create_connection((host, int(port or 0)), SECONDS_TO_HEAR)
+    except OSError:  # only the coordinator's port can be reached
+        return
+    line.settimeout(None)
+    try:
+        while more := line.recv(4096):
+            said += more
+    except OSError:
+        pass
+    if not _here.heard and not _here.finished:
+        _leave(said.decode() or "process 0 is lost", 1)
 
 
 def _lost_in(error: RuntimeError) -> str:

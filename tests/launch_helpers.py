@@ -2,13 +2,18 @@
 
 `states`, `line`, `refusals`, `ssh`, `scpo.N` and `pip.N` hold what happens next, a line each; `calls` is what gcloud
 was asked, `node` and `queue` are the states now, `wN` the home of worker N and `args.N` what its scpo was started with.
+Where there is a file `old` no Python is new enough.
+
+`SCPO_BASH=/path/to/another/bash pytest ...` runs run.sh, and what it sources, by another bash than the one on PATH.
 """
 
+import os
 import pathlib
 import shutil
 import subprocess
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+BASH = os.environ.get("SCPO_BASH", "bash")
 NEXT = """#!/usr/bin/env bash
 next() {
   [ -s "$CLOUD/$1" ] && head -n 1 "$CLOUD/$1" && sed -i 1d "$CLOUD/$1"
@@ -69,8 +74,15 @@ case "$3 $4" in
 esac
 """
 PYTHON3 = """
-case $1 in
-  -m) mkdir -p "$3/bin" && cp "$CLOUD/bin/venv-python" "$3/bin/python" && cp "$CLOUD/bin/scpo" "$3/bin/scpo" ;;
+make_venv() {
+  mkdir -p "$1/bin" && cp "$CLOUD/bin/venv-python" "$1/bin/python" && cp "$CLOUD/bin/scpo" "$1/bin/scpo"
+}
+echo "$*" >>"$CLOUD/python3.calls"
+case "$(basename "$0") $1 $2" in
+  *' -c '*) [ ! -f "$CLOUD/old" ] ;;
+  'uv venv '*) make_venv "$5" ;;
+  *' -m venv') make_venv "$3" ;;
+  *' -m pip') mkdir -p "$7/bin" && cp "$0" "$7/bin/uv" ;;
 esac
 """
 VENV_PYTHON = """
@@ -88,6 +100,8 @@ event=$(next "scpo.$name") || event=0
 echo "worker $name of ${SCPO_COMMIT-} begins: $event" | tee -a "$CLOUD/began"
 case $event in
   preempted) echo PREEMPTED >"$CLOUD/node"; exit 75 ;;
+  killed) kill -KILL $$ ;;
+  'all killed') kill -KILL -- "-$(cat "$HOME/scpo-run/run/pid")" ;;
   forever) for _ in $(seq 400); do /bin/sleep 0.05; done ;;
   *) echo "worker $name ends"; exit "$event" ;;
 esac
@@ -101,19 +115,25 @@ def make_checkout(folder: pathlib.Path) -> pathlib.Path:
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / ".gitignore").write_text("runs/\n.venv*/\n")
     shutil.copy(folder / "configs" / "demo.py", folder / "configs" / "a b.py")
-    who = ("-c", "user.name=somebody", "-c", "user.email=somebody@example.com")
-    for arguments in (("init", "-q"), ("add", "."), (*who, "commit", "-q", "-m", "All")):
-        subprocess.run(["git", "-C", str(folder), *arguments], check=True)
+    subprocess.run(["git", "init", "-q", str(folder)], check=True)
+    commit_all(folder)
     return folder
+
+
+def commit_all(folder: pathlib.Path) -> None:
+    """Commits all that is in a git checkout."""
+    who = ("-c", "user.name=somebody", "-c", "user.email=somebody@example.com")
+    for arguments in (("add", "."), (*who, "commit", "-q", "-m", "All")):
+        subprocess.run(["git", "-C", str(folder), *arguments], check=True)
 
 
 class Cloud:
     """A cloud in `folder`, and launch/run.sh of a checkout that sees it."""
 
-    def __init__(self, folder: pathlib.Path, checkout: pathlib.Path, workers: int = 1):
+    def __init__(self, folder: pathlib.Path, checkout: pathlib.Path, workers: int = 1, scpo=SCPO, sleep=SLEEP):
         self.folder, self.checkout, self._workers = folder, checkout, workers
         (folder / "bin").mkdir()
-        scripts = {"gcloud": GCLOUD, "python3": PYTHON3, "venv-python": VENV_PYTHON, "scpo": SCPO, "sleep": SLEEP}
+        scripts = {"gcloud": GCLOUD, "python3": PYTHON3, "venv-python": VENV_PYTHON, "scpo": scpo, "sleep": sleep}
         for name, text in scripts.items():
             path = folder / "bin" / name
             path.write_text(NEXT + text)
@@ -129,9 +149,9 @@ class Cloud:
             "PATH": f"{self.folder}/bin:/usr/bin:/bin", "CLOUD": str(self.folder), "WORKERS": str(self._workers),
             "SCPO_VENV": str(self.folder / "venv"), "HOME": str(self.folder), "LC_ALL": "C.UTF-8",
         }  # fmt: skip
-        command = ["bash", str(self.checkout / "launch" / "run.sh"), *arguments]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment, cwd=self.checkout)
+        command = [BASH, str(self.checkout / "launch" / "run.sh"), *arguments]
+        how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+        return subprocess.Popen(command, env=environment, cwd=self.checkout, **how)
 
     def launch(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess:
         with self.popen(*arguments) as process:

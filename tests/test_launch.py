@@ -1,18 +1,17 @@
 """launch/run.sh on this machine: what it would do, and what it says to wrong use; which models need torch."""
 
 import importlib.util
-import pathlib
 import subprocess
 
 import pytest
 from ml_collections import ConfigDict
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+from tests.launch_helpers import BASH, ROOT
 
 
-def launch(*arguments: str, path: str = "/usr/bin:/bin") -> subprocess.CompletedProcess:
-    environment = {"PATH": path, "SCPO_VENV": "/tmp/no-such-venv"}
-    command = ["bash", str(ROOT / "launch" / "run.sh"), *arguments]
+def launch(*arguments: str, path="/usr/bin:/bin", venv="/tmp/no-such-venv") -> subprocess.CompletedProcess:
+    environment = {"PATH": path, "SCPO_VENV": str(venv)}
+    command = [BASH, str(ROOT / "launch" / "run.sh"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, timeout=60)
 
 
@@ -36,6 +35,14 @@ def test_a_gpu_gets_the_cuda_extra(tmp_path):
     stub.chmod(0o755)
     done = launch("--local", "--dry-run", "configs/demo.py", "runs/x", path=f"{tmp_path}:/usr/bin:/bin")
     assert f"--editable '{ROOT}[cuda]'" in done.stdout
+
+
+@pytest.mark.parametrize(("found", "flag"), [("pyvenv.cfg", "--clear "), ("thesis.tex", "")])
+def test_a_broken_environment_is_made_anew_and_nothing_else_removed(found, flag, tmp_path):
+    """As when its Python was removed by an upgrade."""
+    (tmp_path / found).touch()
+    done = launch("--local", "--dry-run", "configs/demo.py", "runs/x", venv=tmp_path)
+    assert done.stdout.splitlines()[0] == f"+ python3 -m venv {flag}{tmp_path}"
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_dry_run_shows_every_command_and_does_nothing(cloud):
     lines = [line for line in done.stdout.splitlines() if line.startswith("+ gcloud")]
     assert [" ".join(line.split()[3:6]) for line in lines] == [
         "tpus tpu-vm describe", "tpus queued-resources describe", "tpus queued-resources create", "tpus tpu-vm scp",
-        *["tpus tpu-vm ssh"] * 4, "tpus tpu-vm describe", "tpus tpu-vm scp",
+        *["tpus tpu-vm ssh"] * 4, "tpus tpu-vm scp",
     ]  # fmt: skip
     assert "start" in lines[6] and "--workdir" not in lines[6] and "gs://bucket/run" in lines[6]
     assert not cloud.calls() and not (cloud.checkout / "runs").exists()
@@ -84,7 +84,20 @@ def test_it_waits_for_room_and_comes_back_after_being_taken_away(cloud):
     assert [line.split(": ")[1] for line in cloud.read("began")] == ["preempted", "75", "preempted", "0"]
     assert news(done).count("pod was taken away") == 2
     assert news(done).count("not now; asking again in 60 s") == 2
+    logs = [line for line in cloud.calls("scp") if "scpo-run/run/log" in line]
+    assert (
+        len(logs) == 2
+    )  # after 75 and 0: of a slice that was taken away nothing is asked, each call would take minutes
     assert "the run ended: 75; starting it again" in news(done)
+
+
+def test_no_connection_waits_for_ever(cloud):
+    assert cloud.run(workdir="here").returncode == 0
+    (cloud.folder / "w0" / "scpo-run" / "here").mkdir()
+    assert cloud.launch("fetch", "pod").returncode == 0
+    for program in ("ssh", "scp"):
+        limits = [f"--{program}-flag=-oConnectTimeout=20", f"--{program}-flag=-oServerAliveInterval=20"]
+        assert cloud.calls(program) == cloud.calls(program, *limits) != []
 
 
 def test_what_will_not_change_by_waiting_ends_it(cloud):
@@ -107,20 +120,6 @@ def test_a_slice_that_somebody_deleted_is_not_made_again(cloud):
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1 and "was deleted by somebody else: not made again" in err
     assert not cloud.calls("create")
-
-
-def test_a_worker_that_cannot_install_gets_three_chances(pod):
-    pod.plays(pip_1=["1", "1"])
-    assert pod.run(type="v5litepod-16").returncode == 0
-    assert [line.split()[1] for line in pod.read("began")] == ["0", "1"]
-
-
-def test_a_worker_that_never_installs(pod):
-    pod.plays(pip_1=["1"] * 20)
-    done = pod.run(type="v5litepod-16")
-    assert done.returncode == 1 and not pod.read("began")
-    assert "Command execution on worker 1 failed" in done.stderr and "pip says 1" in done.stderr
-    assert "the run failed 3 times in a row, at last: it did not start" in done.stderr.splitlines()[-1]
 
 
 def test_no_line_of_the_log_is_lost_or_shown_twice_when_ssh_drops(cloud):
@@ -197,6 +196,16 @@ def test_sigterm_reaches_the_run_which_is_started_again(cloud):
     assert [line.split(": ")[1] for line in cloud.read("began")] == ["forever", "0"]
 
 
+def test_ctrl_c_ends_only_the_showing(cloud):
+    cloud.plays(scpo_0=["forever"])
+    process = cloud.popen("--tpu=pod", "--zone=z", "--type=v5litepod-8", "configs/demo.py", "gs://b/r")
+    wait_for(lambda: len(cloud.read("began")) == 1, process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 130 and err.splitlines()[-1].startswith("launch: what runs on pod goes on; ")
+    assert cloud.run(workdir="gs://b/r").returncode == 0 and len(cloud.read("began")) == 1
+
+
 def test_sigterm_on_this_machine(cloud):
     cloud.plays(scpo_here=["forever"])
     process = cloud.popen("--local", "configs/demo.py", "runs/x")
@@ -227,15 +236,6 @@ def test_fetch_from_a_bucket(cloud):
     folder = f"{cloud.checkout}/runs/pod"
     rsync = "storage rsync --recursive --exclude=^checkpoints/training/.*"
     assert cloud.calls("rsync") == [f"{rsync} gs://bucket/run {folder}"]
-
-
-def test_torch_where_the_model_has_only_a_bin(cloud):
-    (cloud.folder / "torch").write_text("torch\n")
-    assert cloud.run("--config.model.name_or_path=x y").returncode == 2, "flags of the run come last"
-    assert cloud.launch("--tpu=p", "--zone=z", "--type=v4-8", "configs/demo.py", "w", "--config.seed=1").returncode == 0
-    asked, installed = cloud.read("python.0")[1:]
-    assert asked.endswith("launch/needs_torch.py --config=configs/demo.py --config.seed=1")
-    assert installed == "-m pip install --quiet torch>=2.4 --index-url=https://download.pytorch.org/whl/cpu"
 
 
 @pytest.mark.parametrize(("code", "expected"), [("0", 0), ("1", 1), ("2", 2)])
