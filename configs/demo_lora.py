@@ -7,8 +7,8 @@ the score head. It shows that all of it runs, not that it pays: scpo gains 0.7 [
 subset 0.5; held-out users keep the global RM itself for four of seven countries. In so small a model what a country
 values sits in the embeddings of the words, which adapters leave as they are: with all parameters trained
 (`--config.train.lora.rank=0 --config.train.learning_rate=3e-3`) full gains 7.3 points, with adapters of rank 64 at the
-same rate (`--config.train.lora.rank=64 --config.train.learning_rate=3e-3`) 2.1. Six minutes on two cores, of which other
-work had most.
+same rate (`--config.train.lora.rank=64 --config.train.learning_rate=3e-3`) 2.1. Six minutes on two cores, of which
+other work had most.
 """
 
 from scpo_jax.configs import demo

@@ -3,8 +3,8 @@
     scpo run --config=configs/global_opinions_minilm.py --workdir=runs/global_opinions
 
 Data set and model come from the Hugging Face hub; --config.data.path=FILE.csv and --config.model.name_or_path=FOLDER
-take local copies. The global RM is trained on the pooled pairs of all countries. Expected: no gain that outlasts another
-seed (README.md has three); more than half an hour on two cores.
+take local copies. The global RM is trained on the pooled pairs of all countries. Expected: no gain that outlasts
+another seed (README.md has three); more than half an hour on two cores.
 """
 
 from scpo_jax.configs import base

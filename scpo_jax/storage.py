@@ -64,12 +64,14 @@ def write(path: Place, content: str | bytes) -> None:
 
 
 def files_under(path: epath.Path) -> list[epath.Path]:
-    """The file itself, or all files in and below a folder, in order."""
-    if not path.is_dir():
-        return [path]
-    if not is_remote(path):
-        return [epath.Path(file) for file in sorted(pathlib.Path(path).rglob("*")) if file.is_file()]
-    return [file for entry in sorted(path.iterdir()) if entry != path for file in files_under(entry)]
+    """The file itself, or all files in and below a folder, in order; no pipes and devices."""
+    if is_remote(path):
+        if not path.is_dir():
+            return [path] if path.exists() else []
+        return [file for entry in sorted(path.iterdir()) if entry != path for file in files_under(entry)]
+    place = pathlib.Path(path)  # epath takes a pipe for a file
+    found = sorted(place.rglob("*")) if place.is_dir() else [place]
+    return [epath.Path(file) for file in found if file.is_file()]
 
 
 @contextlib.contextmanager

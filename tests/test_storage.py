@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pathlib
 
 import pyarrow.parquet
@@ -163,6 +164,17 @@ def test_files_appear_whole(tmp_path, buckets):
         with storage.reading(folder) as place:
             assert sorted(file.name for file in place.iterdir()) == ["other", "é.txt"]
             assert (place / "other").read_bytes() == b"\x00"
+
+
+def test_files_under_a_folder(tmp_path, buckets):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "file").write_text("")
+    assert storage.files_under(epath.Path(tmp_path)) == [epath.Path(tmp_path / "b" / "file")]
+    assert storage.files_under(epath.Path(tmp_path / "pipe")) == []
+    storage.write(there := epath.Path(f"gs://{BUCKET}/below/b/file"), "")
+    assert storage.files_under(epath.Path(f"gs://{BUCKET}/below")) == storage.files_under(there) == [there]
+    assert storage.files_under(epath.Path(f"gs://{BUCKET}/nothing")) == []
 
 
 def test_an_absolute_path(tmp_path, monkeypatch):
