@@ -10,6 +10,7 @@ Where there is a file `old` no Python is new enough.
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -127,6 +128,11 @@ def commit_all(folder: pathlib.Path) -> None:
         subprocess.run(["git", "-C", str(folder), *arguments], check=True)
 
 
+def heed_ctrl_c() -> None:
+    """What runs in the background inherits that SIGINT is ignored, and bash cannot take that back."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Cloud:
     """A cloud in `folder`, and launch/run.sh of a checkout that sees it."""
 
@@ -151,6 +157,7 @@ class Cloud:
         }  # fmt: skip
         command = [BASH, str(self.checkout / "launch" / "run.sh"), *arguments]
         how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+        how["preexec_fn"] = heed_ctrl_c
         return subprocess.Popen(command, env=environment, cwd=self.checkout, **how)
 
     def launch(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess:
