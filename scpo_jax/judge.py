@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from scpo_jax import checkpoint, descriptions, score, steering, untrusted, workdir
+from scpo_jax import checkpoint, descriptions, score, steering, storage, untrusted, workdir
 from scpo_jax.checkpoint import Loaded
 from scpo_jax.data import encoding
 from scpo_jax.data.encoding import Prompt
@@ -141,6 +141,7 @@ def open_judge(
     """
     if max_length is not None and max_length < 8:
         raise InputError(f"--max_length={max_length}: it has to be at least 8")
+    storage.check_bucket(name, "--model")
     if profile is not None:
         loaded = load_blend(name, method, profile)
         load_global = functools.partial(_global_model, workdir.Workdir(name))

@@ -196,6 +196,7 @@ def input_files(config, stage: str) -> dict[str, str]:
     """Local file -> digest of its content, of a stage's data and model; hub ids are pinned by their revision."""
     files, values = {}, configuration.flatten(config)
     for key in INPUTS[stage]:
+        storage.check_bucket(values[key], f"config.{key}")
         path = file = epath.Path(values[key]).expanduser()
         try:
             if values[key] and path.exists():

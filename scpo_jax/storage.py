@@ -21,7 +21,7 @@ CLIENTS = ("aiohttp", "gcsfs", "google", "requests")  # whose errors those of a 
 
 def is_remote(path: Place) -> bool:
     """Whether a path is one of a bucket."""
-    return str(path).startswith("gs://")
+    return "://" in str(path)
 
 
 def absolute(path: Place) -> epath.Path:
@@ -30,9 +30,9 @@ def absolute(path: Place) -> epath.Path:
 
 
 def check_bucket(path: Place, flag: str) -> None:
-    """Refuses a path that begins as one of a bucket and names none. Raises InputError."""
+    """Refuses a path of a bucket that has no name, or is not Google's. Raises InputError."""
     if is_remote(path) and not BUCKET.match(str(path)):
-        raise InputError(f"{flag}={path}: it is gs://BUCKET/FOLDER, with the name of a bucket")
+        raise InputError(f"{flag}={path}: it is neither local nor gs://BUCKET/PATH")
 
 
 def up_to_root(folder: epath.Path) -> list[epath.Path]:

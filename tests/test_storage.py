@@ -106,7 +106,8 @@ def test_data_in_a_bucket(in_bucket, finished, buckets, capsys):
     [
         ("gs://no-such-bucket/run", 2, "there is no bucket no-such-bucket: make it"),
         (f"gs://{FORBIDDEN}/run", 2, f"--workdir=gs://{FORBIDDEN}/run: Forbidden"),
-        ("gs://", 2, "--workdir=gs://: it is gs://BUCKET/FOLDER"),
+        ("gs://", 2, "--workdir=gs://: it is neither local nor gs://BUCKET/PATH"),
+        ("s3://bucket/run", 2, "--workdir=s3://bucket/run: it is neither local nor gs://"),
         (f"gs://{BUCKET}/file/run", 2, f"gs://{BUCKET}/file is a file: name a folder"),
     ],
 )
@@ -117,6 +118,22 @@ def test_buckets_that_cannot_be(workdir, code, said, finished, buckets, capsys):
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("scpo: ")]
     assert len(lines) == 1 and said in lines[0], lines
     assert buckets.objects == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("score", "--model=s3://b/model", "--input={texts}", "--output={texts}.out"),
+        ("score", "--model={run}", "--input=s3://b/texts.jsonl", "--output={texts}.out"),
+        ("run", "--config={config}", "--workdir={texts}.run", "--config.data.path=s3://b/pairs.jsonl"),
+        ("run", "--config={config}", "--workdir={texts}.run", "--config.model.name_or_path=hf://a/b"),
+    ],
+)
+def test_other_clouds(arguments, finished, tmp_path, capsys):
+    texts = write_rows(tmp_path / "texts.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
+    named = [part.format(run=finished.workdir, texts=texts, config=finished.config) for part in arguments]
+    assert scpo(*named) == 2
+    assert "it is neither local nor gs://BUCKET/PATH" in capsys.readouterr().err
 
 
 def test_a_bucket_that_fails_is_one_line(finished, buckets, capsys, monkeypatch):
@@ -181,5 +198,5 @@ def test_an_absolute_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert str(storage.absolute("gs://b/c")) == "gs://b/c"
     assert str(storage.absolute("c")) == str(tmp_path.resolve() / "c")
-    with pytest.raises(InputError, match="gs://BUCKET/FOLDER"):
+    with pytest.raises(InputError, match="gs://BUCKET/PATH"):
         storage.check_bucket("gs://A b/c", "--workdir")

@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 from etils import epath
 
-from scpo_jax import untrusted
+from scpo_jax import storage, untrusted
 from scpo_jax.data.fields import check_depth, kind, one_line, unique, valid_text
 from scpo_jax.errors import InputError
 
@@ -37,6 +37,7 @@ def stream_rows(path) -> Iterator[Row]:
     """
     if not str(path):
         raise InputError("no file is named: give its path (config.data.path)")
+    storage.check_bucket(path, "the file")
     path = epath.Path(path)
     if path.is_dir():
         raise InputError(f"{path} is a folder: give the file")
