@@ -21,7 +21,7 @@ CLIENTS = ("aiohttp", "gcsfs", "google", "requests")  # whose errors those of a 
 
 def is_remote(path: Place) -> bool:
     """Whether a path is one of a bucket."""
-    return "://" in str(path)
+    return str(path).startswith("gs://")
 
 
 def absolute(path: Place) -> epath.Path:
@@ -31,7 +31,7 @@ def absolute(path: Place) -> epath.Path:
 
 def check_bucket(path: Place, flag: str) -> None:
     """Refuses a path of a bucket that has no name, or is not Google's. Raises InputError."""
-    if is_remote(path) and not BUCKET.match(str(path)):
+    if "://" in str(path) and not BUCKET.match(str(path)):
         raise InputError(f"{flag}={path}: it is neither local nor gs://BUCKET/PATH")
 
 
@@ -43,7 +43,7 @@ def up_to_root(folder: epath.Path) -> list[epath.Path]:
 
 def check_local(path: Place, flag: str) -> None:
     """Refuses a path of a bucket where only a local one can be. Raises InputError."""
-    if is_remote(path):
+    if "://" in str(path):
         raise InputError(f"{flag}={path}: give a local path here, and copy it by `gcloud storage cp --recursive`")
 
 
