@@ -197,7 +197,8 @@ def input_files(config, stage: str) -> dict[str, str]:
     files, values = {}, configuration.flatten(config)
     for key in INPUTS[stage]:
         storage.check_bucket(values[key], f"config.{key}")
-        path = file = epath.Path(values[key]).expanduser()
+        kind = epath if storage.is_remote(values[key]) else pathlib  # which says what is wrong with a local name
+        path = file = kind.Path(values[key]).expanduser()
         try:
             if values[key] and path.exists():
                 for file in storage.files_under(path):

@@ -128,11 +128,6 @@ def commit_all(folder: pathlib.Path) -> None:
         subprocess.run(["git", "-C", str(folder), *arguments], check=True)
 
 
-def heed_ctrl_c() -> None:
-    """What runs in the background inherits that SIGINT is ignored, and bash cannot take that back."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 class Cloud:
     """A cloud in `folder`, and launch/run.sh of a checkout that sees it."""
 
@@ -157,7 +152,8 @@ class Cloud:
         }  # fmt: skip
         command = [BASH, str(self.checkout / "launch" / "run.sh"), *arguments]
         how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-        how["preexec_fn"] = heed_ctrl_c
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of tests in the background; bash cannot take that back
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         return subprocess.Popen(command, env=environment, cwd=self.checkout, **how)
 
     def launch(self, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess:
