@@ -16,6 +16,7 @@ from scpo_jax.data.encoding import Text
 from scpo_jax.models import hf
 from tests.golden import COUNTRIES, ragged, reference
 
+pytestmark = pytest.mark.usefixtures("optimized")
 each_country = pytest.mark.parametrize("c", range(len(COUNTRIES)), ids=COUNTRIES)
 
 
