@@ -74,9 +74,9 @@ def evaluate(config, workdir: Workdir) -> None:
             continue
         groups[group] = with_global(test_pairs(own, config.scpo.tau_test, group), global_scores)
     fitted = {group: temperature_rows(config, group, rows) for group in groups}
-    functions, slugs = score.ScoreFunctions(config.model.dtype), slugs_of(steered)
-    everything = score_groups(config, workdir, groups, fitted, global_scores, slugs, functions)
-    along = along_strength(config, workdir, everything, slugs, functions)
+    slugs = slugs_of(steered)
+    everything = score_groups(config, workdir, groups, fitted, global_scores, slugs)
+    along = along_strength(config, workdir, everything, slugs)
     if not distributed.is_writer():
         return
     selection = preferences.read_table(workdir.selection).to_pylist()
@@ -128,7 +128,6 @@ def score_groups(
     fitted: dict[str, list[dict]],
     global_scores: dict[str, np.float32],
     slugs: dict[str, str],
-    functions: score.ScoreFunctions,
 ) -> Scored:
     """Scores all pairs by all RMs; fills in the margins of `groups` too.
 
@@ -146,7 +145,7 @@ def score_groups(
     texts = tokens.read(config, workdir, tokens.texts_of(every), training=False)
     progress = logs.Progress(len(groups) * len(names), "evaluate", "model")
     backbone = workdir.backbone_of(scpo.HEADS)
-    of_heads = heads.scores(backbone, texts, functions) if scpo.HEADS in names else {}
+    of_heads = heads.scores(backbone, texts, config.model.dtype) if scpo.HEADS in names else {}
     for group, pairs in groups.items():
         own_texts, fitted_texts = tokens.texts_of(pairs.rows), tokens.texts_of(fitted[group])
         for name in names:
@@ -160,7 +159,8 @@ def score_groups(
             else:
                 loaded = checkpoint.load(folder)
                 card = loaded.card
-                values = score.score_texts(functions(loaded.model), loaded.params, [texts[key] for key in wanted])
+                function = score.score_function(loaded.model, config.model.dtype)
+                values = score.score_texts(function, loaded.params, [texts[key] for key in wanted])
                 scores = dict(zip(wanted, values, strict=True))
             pairs.margins[name] = margins_of(pairs.rows, scores)
             pairs.movement[name] = float(np.std([scores[key] - global_scores[key] for key in own_texts], dtype=float))
@@ -172,9 +172,7 @@ def score_groups(
     return Scored(groups, visited, matrices, train_margins, cards)
 
 
-def along_strength(
-    config, workdir: Workdir, everything: Scored, slugs: dict[str, str], functions: score.ScoreFunctions
-) -> dict[float, strengths.Point]:
+def along_strength(config, workdir: Workdir, everything: Scored, slugs: dict[str, str]) -> dict[float, strengths.Point]:
     """What the blends of the main method make of the test pairs, strength by strength."""
     main = controls.main_method(config.scpo.methods)
     matrix = everything.matrices[main] if main else {}
@@ -185,7 +183,8 @@ def along_strength(
     every = [row for pairs in (*groups.values(), *visited.values()) for row in pairs.rows]
     texts = tokens.read(config, workdir, tokens.texts_of(every), training=False)
     start = stages.load_global(config, workdir)
-    return strengths.follow(start, folders, main, groups, visited, matrix, texts, functions(start.model))
+    function = score.score_function(start.model, config.model.dtype)
+    return strengths.follow(start, folders, main, groups, visited, matrix, texts, function)
 
 
 def statistics(config, everything: Scored) -> dict:

@@ -115,12 +115,11 @@ def write(backbone: epath.Path, folders: Mapping[str, epath.Path]) -> None:
             checkpoint.save(folder, one_of(loaded, group, base))
 
 
-def scores(
-    backbone: epath.Path, texts: Mapping[str, Text], functions: score.ScoreFunctions
-) -> dict[str, dict[str, np.float32]]:
+def scores(backbone: epath.Path, texts: Mapping[str, Text], dtype: str) -> dict[str, dict[str, np.float32]]:
     """group -> text key -> score by its head, of encoded texts, in one forward pass; {} where there is no backbone."""
     if not checkpoint.is_checkpoint(backbone):
         return {}
     loaded = checkpoint.load(backbone)
-    values = score.score_texts(functions(loaded.model), loaded.params, list(texts.values()))
+    function = score.score_function(loaded.model, dtype)
+    values = score.score_texts(function, loaded.params, list(texts.values()))
     return {group: dict(zip(texts, values[:, c], strict=True)) for c, group in enumerate(loaded.model.heads)}

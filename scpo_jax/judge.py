@@ -62,15 +62,14 @@ class Judge:
         backbone: epath.Path | None = None,
     ):
         self.method, self.groups, self._load_global, self._backbone = method, groups, load_global, backbone
-        self._max_length, self._functions = max_length, score.ScoreFunctions(dtype)
+        self._max_length, self._dtype = max_length, dtype
         self.tolerance = {"float32": 1e-4, "bfloat16": 3e-2}[dtype]  # of the same text's score in another batch
         self.default = self._scorer(default)
         self._current = "", self.default
 
     def _scorer(self, loaded: Loaded) -> Scorer:
-        """A scorer; models of one structure share their compiled programs."""
         card = loaded.card | ({"max_length": self._max_length} if self._max_length else {})
-        return Scorer(loaded._replace(card=card), self._functions(loaded.model))
+        return Scorer(loaded._replace(card=card), score.score_function(loaded.model, self._dtype))
 
     @property
     def profile(self) -> steering.Profile | None:

@@ -72,9 +72,22 @@ def is_shared(shapes: dict) -> bool:
 
 
 def score_function(model: RewardModel, dtype: str, devices: Sequence | None = None) -> ScoreFunction:
-    """The score function of a model that computes in `dtype`, on all devices of this process or on those given."""
-    shapes = shapes_of(model, dtype)
-    shared, devices = is_shared(shapes), devices or jax.local_devices()
+    """The score function of a model that computes in `dtype`, on all devices of this process or on those given.
+
+    Models of one structure get the same one: whatever a process scores with them, a shape is compiled once.
+    """
+    shapes, devices = shapes_of(model, dtype), tuple(devices or jax.local_devices())
+    key = model.structure, dtype, devices, is_shared(shapes)
+    if key not in _FUNCTIONS:
+        _FUNCTIONS[key] = _score_function(model, dtype, devices, shapes)
+    return _FUNCTIONS[key]
+
+
+_FUNCTIONS: dict[tuple, ScoreFunction] = {}
+
+
+def _score_function(model: RewardModel, dtype: str, devices: tuple, shapes: dict) -> ScoreFunction:
+    shared = is_shared(shapes)
     of_text = (len(model.heads),) if model.heads else ()
 
     def scores(params, batch: TextBatch):
@@ -96,18 +109,6 @@ def score_function(model: RewardModel, dtype: str, devices: Sequence | None = No
         scores_of_device, mesh=mesh, in_specs=(specs, P("data")), out_specs=P("data"), check_vma=False
     )
     return ScoreFunction(jax.jit(function), model.width, mesh, places, of_text)
-
-
-class ScoreFunctions:
-    """The score functions of models; those of one structure share their compiled programs."""
-
-    def __init__(self, dtype: str):
-        self._dtype, self._known = dtype, {}
-
-    def __call__(self, model: RewardModel) -> ScoreFunction:
-        if model.structure not in self._known:
-            self._known[model.structure] = score_function(model, self._dtype)
-        return self._known[model.structure]
 
 
 def score_batches(

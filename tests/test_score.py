@@ -6,6 +6,7 @@ import pytest
 from scpo_jax import score
 from scpo_jax.data.encoding import Text
 from scpo_jax.errors import InputError
+from scpo_jax.models import module
 from tests import model_helpers
 
 
@@ -42,6 +43,17 @@ def test_scores_are_of_the_text_alone(model, texts):
 
 def test_no_text_no_score(model):
     assert score.score_texts(model[2], model[1], []).shape == (0,)
+
+
+def test_a_shape_is_compiled_once_for_all_models_of_one_structure(model, texts):
+    again, other = (module.build(model_helpers.CONFIGS[name]) for name in ("bert", "v3"))
+    assert again is not model[0] and score.score_function(again, "float32") is model[2]
+    assert score.score_function(again, "bfloat16") is not model[2]
+    assert score.score_function(other, "float32") is not model[2]
+    scores(model, texts)
+    compiled = model[2].compiled._cache_size()
+    score.score_texts(score.score_function(again, "float32"), model[1], texts)
+    assert model[2].compiled._cache_size() == compiled > 0
 
 
 def test_keys_tell_texts_apart():
