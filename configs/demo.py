@@ -3,8 +3,8 @@
     scpo run --config=configs/demo.py --workdir=runs/demo
 
 Expected: scpo gains about seven points of accuracy on the global RM (7.1 [6.0, 8.2] on one processor, 8.6 [7.5, 9.7] on
-another), a random subset of the same size 6.9; culture is claimed for five countries or more; about two minutes on two
-cores. README.md has the table, for three seeds and a world without cultures.
+another), a random subset of the same size 6.9; culture is claimed for five countries or more; two to four minutes on
+two cores. README.md has the table, for three seeds and a world without cultures.
 """
 
 from scpo_jax.configs import base
