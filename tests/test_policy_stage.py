@@ -88,19 +88,22 @@ def test_mistakes_are_one_line(copy, capsys, own, said):
 def test_scores_are_those_of_the_judge_in_one_shape(finished):
     """Whatever the texts, what stands beside them and how many there are: 1e-5, and one compiled program."""
     groups, name = run_helpers.GROUPS[:2], str(finished.workdir)
-    rewards, other = Rewards(judge.open_judge(name), groups), judge.open_judge(name)
+    other, orders = judge.open_judge(name), (slice(20), slice(3), slice(None, None, -1))
     texts = [f"good answer {i} {'of warm reply ' * (i % 9)}" for i in range(20)]
     prompts = [f"question {i % 7}" for i in range(20)]
+    mixed = [groups[i % 2] for i in range(20)]
+    wanted = [other.score(prompts[order], texts[order], mixed[order]) for order in orders]
+    rewards = Rewards(judge.open_judge(name), groups)
+    compiled = rewards._scorers[groups[0]].function.compiled
+    before = compiled._cache_size()
     for group in groups:
         rewards.prepare(group, prompts, texts, 8)
         scores = rewards.scores(prompts, texts, [group] * 20)
         assert rewards.normalised(scores, [group] * 20).mean() == pytest.approx(0, abs=1e-5)
-    for order in (slice(20), slice(3), slice(None, None, -1)):
-        mixed = [groups[i % 2] for i in range(len(texts[order]))]
-        wanted = other.score(prompts[order], texts[order], mixed)
-        found = rewards.scores(prompts[order], texts[order], mixed)
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
-    assert rewards._scorers[groups[0]].function.compiled._cache_size() == 1
+    for order, values in zip(orders, wanted, strict=True):
+        found = rewards.scores(prompts[order], texts[order], mixed[order])
+        np.testing.assert_allclose(found, values, rtol=0, atol=1e-5)
+    assert compiled._cache_size() - before <= 1
     whole = Rewards(judge.open_judge(name, profile="{}"), groups)
     whole.prepare(groups[0], prompts, texts, 8)
     wanted = judge.open_judge(name, method="global").score(prompts, texts, ["x"] * 20)
