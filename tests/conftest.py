@@ -57,13 +57,15 @@ def compiled_programs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def optimized():
-    """Programs compiled as users have them."""
+    """Programs compiled as users have them; none that another module has compiled is taken, nor left to one."""
     import jax
 
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
