@@ -189,7 +189,8 @@ def test_remat_computes_layers_twice_and_changes_nothing():
     flops, losses = [], []
     for remat in (False, True):
         program = make_program(model, OPTIONS, remat=remat)
-        compiled = program.step.lower(*train_step.step_arguments(program, model, 1, 4, (4, 32))).compile()
+        [shape] = train_reward.choose_shapes([[Training("test", some_pairs(16), OPTIONS)]], program.mesh, model.width)
+        compiled = program.step.lower(*train_step.step_arguments(program, model, 1, 4, tuple(shape))).compile()
         flops.append(hlo.product_flops(hlo.parse(compiled.as_text()), {}))
         losses.append([metrics["loss"] for _, metrics in run(program, params, some_pairs(16))[1]])
     assert flops[1] > 1.2 * flops[0]
