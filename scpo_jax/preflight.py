@@ -125,7 +125,7 @@ def programs_of(config, material, mesh: Mesh, trainings, scorings) -> dict[str, 
             arguments, lower = score_program(model, trainings[0].options.dtype, devices, shape, slots)
             name = f"{work.name} {shape[0]}x{shape[1]}, {slots} scores"
             kept = held if work.name == "validate" else 0
-            programs[name] = Program((model.structure, shape, slots), lower, bytes_of(arguments), kept)
+            programs[name] = Program((model, shape, slots), lower, bytes_of(arguments), kept)
     return programs
 
 

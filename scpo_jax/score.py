@@ -1,5 +1,6 @@
 """Scoring texts with a reward model: every distinct text once, packed in rows of a few fixed shapes."""
 
+import functools
 import hashlib
 import itertools
 import math
@@ -76,18 +77,12 @@ def score_function(model: RewardModel, dtype: str, devices: Sequence | None = No
 
     Models of one structure get the same one: whatever a process scores with them, a shape is compiled once.
     """
-    shapes, devices = shapes_of(model, dtype), tuple(devices or jax.local_devices())
-    key = model.structure, dtype, devices, is_shared(shapes)
-    if key not in _FUNCTIONS:
-        _FUNCTIONS[key] = _score_function(model, dtype, devices, shapes)
-    return _FUNCTIONS[key]
+    return _score_function(model, dtype, tuple(devices or jax.local_devices()), is_shared(shapes_of(model, dtype)))
 
 
-_FUNCTIONS: dict[tuple, ScoreFunction] = {}
-
-
-def _score_function(model: RewardModel, dtype: str, devices: tuple, shapes: dict) -> ScoreFunction:
-    shared = is_shared(shapes)
+@functools.cache
+def _score_function(model: RewardModel, dtype: str, devices: tuple, shared: bool) -> ScoreFunction:
+    shapes = shapes_of(model, dtype)
     of_text = (len(model.heads),) if model.heads else ()
 
     def scores(params, batch: TextBatch):

@@ -31,6 +31,7 @@ class Program(NamedTuple):
     frozen: dict  # the parameters that are not, which all groups share: shapes and places; {} without adapters
 
 
+@functools.cache
 def make_program(
     model: RewardModel,
     mesh: Mesh,
@@ -49,6 +50,7 @@ def make_program(
     an argument of its own without G, in `dtype` where that changes no score. What the axes group and data do is written
     out here; products shared over the axis model are the compiler's work. A group with rate -1 has ended and does not
     change. Neither does one whose loss or gradient norm is not finite; the metric `skipped` counts such steps so far.
+    The same arguments give the same program: what a process trains with it, a shape is compiled once.
 
     Args:
       dtype: of the model's products, "float32" or "bfloat16".

@@ -49,12 +49,12 @@ class Trainer:
         score.check_length(list(self._texts.values()), start.model)
         self._score = score.score_function(start.model, config.model.dtype)
         self._mesh = sharding.make_mesh(config.mesh.group, config.mesh.data, config.mesh.model)
-        self._programs, self._metrics, self._shapes = {}, logs.MetricsLog(workdir.root), None
+        self._metrics, self._shapes = logs.MetricsLog(workdir.root), None
 
     def starting_from(self, start: Loaded) -> "Trainer":
         """The same trainer of models of another structure; texts stay encoded."""
         other = copy.copy(self)
-        other.start, other._programs, other._shapes = start, {}, None
+        other.start, other._shapes = start, None
         other._score = score.score_function(start.model, self._config.model.dtype)
         return other
 
@@ -99,7 +99,7 @@ class Trainer:
 
     def _train(self, jobs: list[Job], state_folder) -> list[train_reward.Trained]:
         trainings = [job.training for job in jobs]
-        program = self._program(trainings[0].options)
+        program = make_program(self._config, self.start.model, self._mesh, trainings[0].options)
         saving = self._config.checkpoint
         state = TrainingState(state_folder, saving.keep, saving.every_steps) if saving.every_steps else None
         last = max(training.options.max_steps for training in trainings)
@@ -131,20 +131,14 @@ class Trainer:
     ) -> list[train_reward.Trained]:
         """Trains RMs at once and writes no checkpoint; the arguments are those of `train_reward.train`."""
         return train_reward.train(
-            self._program(trainings[0].options), self.start.params, trainings,
-            log=log, score_function=self._score, shapes=self._shapes, state=state,
+            make_program(self._config, self.start.model, self._mesh, trainings[0].options), self.start.params,
+            trainings, log=log, score_function=self._score, shapes=self._shapes, state=state,
             max_skipped=self._config.train.max_skipped,
         )  # fmt: skip
 
     def scores(self, params: dict, texts: Sequence[Text]) -> np.ndarray:
         """Scores `[N]`, with heads `[N, C]`, float32 of texts by an RM with these parameters."""
         return score.score_texts(self._score, params, texts)
-
-    def _program(self, options: train_reward.Options) -> train_step.Program:
-        key = tuple(program_settings(options).values())
-        if key not in self._programs:
-            self._programs[key] = make_program(self._config, self.start.model, self._mesh, options)
-        return self._programs[key]
 
     def close(self) -> None:
         """Removes the training states that trainings under other configs have left."""
@@ -159,16 +153,13 @@ def pairs_of(rows: list[dict], texts: dict[str, Text], weights: np.ndarray) -> P
     return Pairs(*sides, weights, margins, [row["pair_id"] for row in rows])
 
 
-def program_settings(options: train_reward.Options) -> dict:
-    """What of the options is compiled into a training step; trainings that differ elsewhere share one."""
-    names = ("dtype", "weight_decay", "max_grad_norm", "center_rewards_coefficient")
-    return {name: getattr(options, name) for name in names}
-
-
 def make_program(config, model: RewardModel, mesh: Mesh, options: train_reward.Options) -> train_step.Program:
-    """The training step of these options."""
-    how = {"remat": config.train.remat, "shard_parameters": config.mesh.shard_parameters}
-    return train_step.make_program(model, mesh, **program_settings(options), **how)
+    """The training step of these options; trainings that differ in others than those named here share one."""
+    return train_step.make_program(
+        model, mesh, dtype=options.dtype, weight_decay=options.weight_decay, max_grad_norm=options.max_grad_norm,
+        center_rewards_coefficient=options.center_rewards_coefficient, remat=config.train.remat,
+        shard_parameters=config.mesh.shard_parameters,
+    )  # fmt: skip
 
 
 def inputs_of(material: Material) -> list:

@@ -81,8 +81,18 @@ def test_it_learns_and_leaves_the_initial_parameters_alone(program, params):
     assert distance(before, params) == 0 and trained.step == 100
 
 
-def test_nothing_is_compiled_twice(model, params):
-    program, shapes = make_program(model, OPTIONS), set()
+def test_models_of_one_structure_share_a_program(model, program):
+    again, other = module.build(CONFIG), module.build(CONFIG | {"hidden_dropout_prob": 0.0})
+    assert again is not model and again == model and hash(again) == hash(model) and other != model
+    assert make_program(again, OPTIONS) is program
+    assert make_program(again, OPTIONS, remat=True) is not program
+    assert make_program(again, options(max_grad_norm=2.0)) is not program
+    assert make_program(other, OPTIONS) is not program
+
+
+def test_nothing_is_compiled_twice(model, program, params):
+    program.step.clear_cache()  # of what other tests have compiled
+    shapes = set()
 
     def step(*arguments):
         batch, rows = arguments[2], arguments[2].texts.input_ids.shape[2:]

@@ -5,6 +5,7 @@ Legend of dimensions: R rows, T tokens, S texts, D width, L layers, C heads that
 """
 
 import dataclasses
+import functools
 import json
 from typing import NamedTuple
 
@@ -44,9 +45,9 @@ class TextBatch(NamedTuple):
     columns: jax.Array  # [S] of the text's first token
 
 
-@dataclasses.dataclass(frozen=True, eq=False)  # compared and hashed by identity: fit for a static argument
+@dataclasses.dataclass(frozen=True, eq=False)
 class RewardModel:
-    """Structure of a reward model without its parameters."""
+    """Structure of a reward model without its parameters; equal to those that can share its compiled programs."""
 
     family: str  # a key of FAMILIES
     config: dict  # the whole config.json, with keys we don't know, to be written back
@@ -59,10 +60,15 @@ class RewardModel:
     language: bool = False  # it is a language model, with its head among the parameters unless that is tied
     heads: tuple[str, ...] = ()  # the groups that a text gets a score for; (): it gets one score
 
-    @property
-    def structure(self) -> str:
-        """Equal for models that can share compiled programs."""
+    @functools.cached_property
+    def _structure(self) -> str:
         return json.dumps([self.config, self.lora, self.language, self.heads], sort_keys=True)
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, RewardModel) and self._structure == other._structure
+
+    def __hash__(self) -> int:
+        return hash(self._structure)
 
     def score(
         self, params, batch: TextBatch, key=None, dtype: str = "float32", remat: bool = False, gather=None
