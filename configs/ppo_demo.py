@@ -2,10 +2,11 @@ r"""PPO against a country's reward model in a small simulated world whose truth 
 
     scpo run --config=configs/ppo_demo.py --workdir=runs/ppo_demo
 
-Expected (seeds 1, 2, 3): by the truth responses to held-out prompts are worth 1.58, 1.54, 1.67 standard deviations more
-to South Africa, at a KL of 6.3, 5.7, 5.6 nats a response; 85, 91, 87 % of the responses are of the world's grammar.
+Expected (seeds 1, 2, 3): by the truth responses to held-out prompts are worth 1.28, 1.67, 1.89 standard deviations more
+to South Africa, at a KL of 6.5, 5.8, 7.0 nats a response; 93, 90, 87 % of the responses are of the world's grammar.
+Another processor gave 1.58, 1.54, 1.67.
 
-PPO against the global RM, on a copy of the workdir (1.09, 1.28, 1.18 deviations at 6.6, 6.7, 6.3 nats):
+PPO against the global RM, on a copy of the workdir (1.25, 1.34, 1.15 deviations at 6.9, 6.8, 6.2 nats):
 
     cp -r runs/ppo_demo runs/ppo_global
     scpo run --config=configs/ppo_demo.py --workdir=runs/ppo_global --config.policy.method=global \
