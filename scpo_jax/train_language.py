@@ -84,6 +84,7 @@ class Plan(NamedTuple):
 
     texts: np.ndarray  # [K, N, b] index of each text of a share, -1 for none
     shapes: np.ndarray  # [K, 2] rows of each share, and their tokens
+    rows: np.ndarray  # [K, N, b] row of each text in its share
 
 
 def make_plan(texts: Sequence[Text], options: Options, program: Program) -> Plan:
@@ -93,13 +94,14 @@ def make_plan(texts: Sequence[Text], options: Options, program: Program) -> Plan
     dealt = packing.deal(drawn, lengths, program.mesh.shape["data"])
     tokens = np.where(dealt >= 0, lengths[dealt], 0)
     shapes = packing.choose_shapes([tokens], program.width, platform)
-    return Plan(dealt, packing.assign(tokens, shapes, program.width, platform))
+    assigned = packing.assign(tokens, shapes, program.width, platform)
+    return Plan(dealt, assigned, packing.rows_of(tokens, assigned))
 
 
 def batch_at(texts: Sequence[Text], plan: Plan, step: int) -> TextBatch:
     """The packed texts of a step, the rows of one share after those of the other."""
     shares = [[texts[i] if i >= 0 else NO_TEXT for i in share] for share in plan.texts[step]]
-    packed = [packing.pack(share, plan.shapes[step]) for share in shares]
+    packed = [packing.pack(share, rows, plan.shapes[step]) for share, rows in zip(shares, plan.rows[step], strict=True)]
     return TextBatch(*(np.concatenate(fields) for fields in zip(*packed, strict=True)))
 
 

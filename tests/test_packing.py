@@ -25,7 +25,8 @@ def plan(lengths, width):
 
 def packed(texts, width=64):
     sizes = np.array([[[len(text.input_ids) for text in texts]]])
-    return packing.pack(texts, plan(sizes, width)[0])
+    shapes = plan(sizes, width)
+    return packing.pack(texts, packing.rows_of(sizes, shapes)[0, 0], shapes[0])
 
 
 @given(sizes_of_a_set)

@@ -44,6 +44,7 @@ class Plan(NamedTuple):
 
     pairs: np.ndarray  # [K, G, N, b] index of each pair in its group, -1 for none
     shapes: np.ndarray  # [K, 2] rows and tokens of the packed texts of every group and share
+    rows: np.ndarray  # [K, G, N, 2b] row of each text, the chosen ones first
 
 
 def lengths_of(pairs: Pairs) -> np.ndarray:
@@ -56,7 +57,7 @@ class Dealt(NamedTuple):
     """The pairs of every step, group and share, before shapes are chosen for them."""
 
     pairs: np.ndarray  # [K, G, N, b] index of each pair in its group, -1 for none
-    lengths: np.ndarray  # [K, G * N, 2b] tokens of their texts, 0 for none
+    lengths: np.ndarray  # [K, G * N, 2b] tokens of their texts, the chosen ones first, 0 for none
 
 
 def deal(pairs: Sequence[Pairs], orders: Sequence[np.ndarray], groups: int, shares: int) -> Dealt:
@@ -71,18 +72,20 @@ def deal(pairs: Sequence[Pairs], orders: Sequence[np.ndarray], groups: int, shar
     steps = max(len(own) for own in orders)
     size = -(-orders[0].shape[1] // shares)
     indices = np.full((steps, groups, shares, size), -1)
-    lengths = np.zeros((steps, groups, shares, 2 * size), np.int32)
+    lengths = np.zeros((steps, groups, shares, 2, size), np.int32)
     for g, (own, order) in enumerate(zip(pairs, orders, strict=True)):
         tokens = lengths_of(own)
         dealt = packing.deal(order, tokens.sum(1), shares)
         indices[: len(order), g] = dealt
-        lengths[: len(order), g] = np.where(dealt[..., None] >= 0, tokens[dealt], 0).reshape(len(order), shares, -1)
+        lengths[: len(order), g] = np.where(dealt[..., None, :] >= 0, tokens[dealt].swapaxes(-1, -2), 0)
     return Dealt(indices, lengths.reshape(steps, groups * shares, -1))
 
 
 def plan(dealt: Dealt, width: int, shapes: np.ndarray, platform: str) -> Plan:
     """The plan of a training of a model of `width`, in the shapes that `packing.choose_shapes` chose for it."""
-    return Plan(dealt.pairs, packing.assign(dealt.lengths, shapes, width, platform))
+    assigned = packing.assign(dealt.lengths, shapes, width, platform)
+    rows = packing.rows_of(dealt.lengths, assigned)
+    return Plan(dealt.pairs, assigned, rows.reshape(*dealt.pairs.shape[:3], -1))
 
 
 def batch_at(pairs: Sequence[Pairs], plan: Plan, step: int, group: int, share: int) -> PairBatch:
@@ -90,7 +93,7 @@ def batch_at(pairs: Sequence[Pairs], plan: Plan, step: int, group: int, share: i
     indices, own = plan.pairs[step, group, share], pairs[min(group, len(pairs) - 1)]
     texts = [side[i] if i >= 0 else NO_TEXT for side in (own.chosen, own.rejected) for i in indices]
     columns = None if own.columns is None else own.columns[indices]
-    packed = packing.pack(texts, plan.shapes[step])
+    packed = packing.pack(texts, plan.rows[step, group, share], plan.shapes[step])
     return PairBatch(packed, own.weights[indices], own.margins[indices], indices >= 0, columns)
 
 

@@ -120,14 +120,25 @@ def assign(lengths: np.ndarray, shapes: np.ndarray, width: int, platform: str) -
     return shapes[np.argmin(np.where(fits, work(*shapes.T, width, platform), np.inf), axis=1)]
 
 
-def pack(texts: Sequence[Text], shape: tuple[int, int]) -> TextBatch:
-    """All texts in R rows of T tokens, as `balance` places them."""
-    lengths = np.array([len(text.input_ids) for text in texts])
-    rows, columns, used = balance(lengths[None], shape[0])[0], np.zeros(len(texts), np.int32), np.zeros(shape[0], int)
-    for text, row in enumerate(rows):
-        if lengths[text]:
-            columns[text] = used[row]
-            used[row] += lengths[text]
+def rows_of(lengths: np.ndarray, shapes: np.ndarray) -> np.ndarray:
+    """The row of each text in the shape of its step, as `balance` places it, `[K, M, S]`.
+
+    Of all steps at once, which is far faster than of each for itself; `lengths` is `[K, M, S]`, `shapes` `[K, 2]`.
+    """
+    placed = np.zeros(lengths.shape, np.int32)
+    for rows in np.unique(shapes[:, 0]):
+        own = shapes[:, 0] == rows
+        sets = lengths[own]
+        placed[own] = balance(sets.reshape(-1, sets.shape[-1]), rows).reshape(sets.shape)
+    return placed
+
+
+def pack(texts: Sequence[Text], rows: np.ndarray, shape: tuple[int, int]) -> TextBatch:
+    """Texts in their `rows` `[S]` of R, of T tokens each, side by side in the order of the texts."""
+    columns, used = [], [0] * shape[0]
+    for text, row in zip(texts, rows.tolist(), strict=True):
+        columns.append(used[row] if len(text.input_ids) else 0)
+        used[row] += len(text.input_ids)
     return lay_out(texts, rows, columns, shape)
 
 
@@ -136,13 +147,20 @@ def lay_out(texts: Sequence[Text], rows, columns, shape: tuple[int, int], slots:
 
     `slots` is how many scores are read, at least S; those beyond the texts are of the first row's first token.
     """
-    segment_ids, input_ids, token_type_ids, positions = np.zeros((4, *shape), np.int32)
-    for segment, (text, row, start) in enumerate(zip(texts, rows, columns, strict=True), start=1):
-        place = row, slice(start, start + len(text.input_ids))
-        input_ids[place], token_type_ids[place] = text.input_ids, text.token_type_ids
-        segment_ids[place], positions[place] = segment, np.arange(len(text.input_ids))
-    read = [np.pad(np.asarray(places, np.int32), (0, max(slots - len(texts), 0))) for places in (rows, columns)]
-    return TextBatch(input_ids, token_type_ids, segment_ids, positions, *read)
+    read = np.zeros((2, max(slots, len(texts))), np.int32)
+    read[:, : len(texts)] = rows, columns
+    lengths = np.array([len(text.input_ids) for text in texts], np.int32)
+    first_rows, first_columns = read[:, : len(texts)]
+    assert (first_columns + lengths <= shape[1]).all(), "a text that does not fit in its row"
+    positions = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
+    places = np.repeat(first_rows * shape[1] + first_columns, lengths) + positions
+    fields = np.zeros((4, shape[0] * shape[1]), np.int32)
+    if len(places):
+        fields[0, places] = np.concatenate([text.input_ids for text in texts])
+        fields[1, places] = np.concatenate([text.token_type_ids for text in texts])
+        fields[2, places] = np.repeat(np.arange(1, len(texts) + 1), lengths)
+        fields[3, places] = positions
+    return TextBatch(*fields.reshape(4, *shape), *read)
 
 
 class Batch(NamedTuple):
@@ -159,21 +177,34 @@ def plan_batches(lengths: Sequence[int], width: int, tokens_per_batch: int) -> l
     """Batches of all texts, the longest first: if memory does not suffice, it is known at once.
 
     Rows have 2^i tokens, at least a third of the model's `width` or 128: shorter ones are harder to fill and hardly
-    cheaper, attention being a small part of the work. The number of rows depends on T alone but for the last batch of
-    each T.
+    cheaper, attention being a small part of the work. The number of rows is one of few for each T, see `parts_of`.
     """
     rows = fill_rows(lengths, shortest_row(width))
     batches = []
     for length, same in itertools.groupby(rows, key=lambda row: row[0]):
-        members, most = [texts for _, texts in same], max(tokens_per_batch // length, 1)
-        parts = [members[start : start + most] for start in range(0, len(members), most)]
-        slots = power_of_two(max(sum(map(len, part)) for part in parts))
-        for part in parts:
-            columns = [np.cumsum([0, *(lengths[i] for i in row[:-1])]) for row in part]
+        parts = parts_of([texts for _, texts in same], max(tokens_per_batch // length, 1))
+        slots = power_of_two(max(sum(map(len, part)) for _, part in parts))
+        for size, part in parts:
+            columns = [itertools.accumulate((lengths[i] for i in row[:-1]), initial=0) for row in part]
             numbers = [r for r, row in enumerate(part) for _ in row]
-            shape = min(most, power_of_two(len(part))), length
-            batches.append(Batch(list(itertools.chain(*part)), numbers, list(np.concatenate(columns)), shape, slots))
+            flat = (list(itertools.chain(*own)) for own in (part, [numbers], columns))
+            batches.append(Batch(*flat, (size, length), slots))
     return batches
+
+
+def parts_of(rows: Sequence, most: int) -> list[tuple[int, Sequence]]:
+    """(R, rows) of batches of all `rows`: R is `most`, or that over 8, 64 and so on where less than half is filled.
+
+    Each R is a program to compile; with every power of two for the last batch it would be thrice as many.
+    """
+    parts, first = [], 0
+    while first < len(rows):
+        size = most
+        while size > 1 and 2 * (len(rows) - first) < size:
+            size = max(size // 8, 1)
+        parts.append((size, rows[first : first + size]))
+        first += size
+    return parts
 
 
 def shortest_row(width: int) -> int:
