@@ -6,7 +6,6 @@ import sys
 import tempfile
 import time
 
-import tensorboardX
 import tqdm
 from etils import epath
 
@@ -79,6 +78,8 @@ class TrainingLog:
 
     def __call__(self, step: int, metrics: dict) -> None:
         if self._board is None:
+            import tensorboardX  # slow to import: it looks for torch
+
             self._forget(step)
             folder = str(self._events) if self._own_events is None else self._own_events.name
             self._board = tensorboardX.SummaryWriter(folder, purge_step=step)

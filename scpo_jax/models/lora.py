@@ -49,7 +49,7 @@ def problem(adapters: Lora) -> str | None:
     return None
 
 
-def places(names: dict[str, str], found: list[str], lora: Lora, source: str) -> list[str]:
+def places(names: dict[str, str], found: list[str], lora: Lora) -> list[str]:
     """Those of the linear maps `found` (our paths, "layers/attention/query") that are adapted. Raises InputError.
 
     `names` gives the Hugging Face form of a path, "model.layers.{}.self_attn.q_proj".
@@ -60,14 +60,14 @@ def places(names: dict[str, str], found: list[str], lora: Lora, source: str) -> 
     unknown = [target for target, paths in chosen.items() if not paths]
     if unknown or not chosen:
         known = ", ".join(dict.fromkeys(names[path].rsplit(".", 1)[-1] for path in free))
-        raise InputError(f"{source}: LoRA targets {', '.join(unknown) or '()'}: the model has {ALL_LINEAR}, {known}")
+        raise InputError(f"LoRA targets {', '.join(unknown) or '()'}: the model has {ALL_LINEAR}, {known}")
     return [path for path in free if any(path in paths for paths in chosen.values())]
 
 
-def attach(network: nnx.Module, names: dict[str, str], lora: Lora, source: str) -> nnx.Module:
+def attach(network: nnx.Module, names: dict[str, str], lora: Lora) -> nnx.Module:
     """The network with zero adapters beside the kernels of its targets. Raises InputError."""
     linear = {"/".join(path): part for path, part in nnx.iter_modules(network) if isinstance(part, layers.Linear)}
-    for path in places(names, list(linear), lora, source):
+    for path in places(names, list(linear), lora):
         part = linear[path]
         *stacked, fan_in, fan_out = part.kernel.shape
         part.lora_a = nnx.data(nnx.Param(jnp.zeros((*stacked, fan_in, lora.rank), jnp.float32)))

@@ -139,18 +139,28 @@ def build(
 
     if language and own.READS == "first":
         raise InputError(f"{source}: a {family} is no language model")
+    try:
+        graphdef, shapes = _structure(family, settings, adapters, language, len(heads))
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+    limit = own.max_positions(settings)
+    return RewardModel(
+        family, config, graphdef, shapes, limit, settings.hidden_size, own.READS, adapters, language, heads
+    )
+
+
+@functools.cache
+def _structure(family: str, settings, adapters: Lora | None, language: bool, heads: int) -> tuple[nnx.GraphDef, dict]:
+    """(graphdef, shapes) of a model; a run has dozens of one structure. Raises InputError."""
 
     def network() -> nnx.Module:
         plain = make_network(family, settings, nnx.Rngs(0), language)
         if heads:
-            layers.widen(plain.score, len(heads))
-        return lora.attach(plain, own.HF_NAMES, adapters, source) if adapters else plain
+            layers.widen(plain.score, heads)
+        return lora.attach(plain, FAMILIES[family].HF_NAMES, adapters) if adapters else plain
 
     graphdef, state = nnx.split(nnx.eval_shape(network))
-    shapes, limit = nnx.to_pure_dict(state), own.max_positions(settings)
-    return RewardModel(
-        family, config, graphdef, shapes, limit, settings.hidden_size, own.READS, adapters, language, heads
-    )
+    return graphdef, nnx.to_pure_dict(state)
 
 
 def make_network(family: str, settings, rngs: nnx.Rngs, language: bool) -> nnx.Module:
