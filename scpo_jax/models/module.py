@@ -140,7 +140,7 @@ def build(
     if language and own.READS == "first":
         raise InputError(f"{source}: a {family} is no language model")
     try:
-        graphdef, shapes = _structure(family, settings, adapters, language, len(heads))
+        graphdef, shapes = _structure(json.dumps(config, sort_keys=True), adapters, language, len(heads))
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     limit = own.max_positions(settings)
@@ -150,8 +150,9 @@ def build(
 
 
 @functools.cache
-def _structure(family: str, settings, adapters: Lora | None, language: bool, heads: int) -> tuple[nnx.GraphDef, dict]:
-    """(graphdef, shapes) of a model; a run has dozens of one structure. Raises InputError."""
+def _structure(config: str, adapters: Lora | None, language: bool, heads: int) -> tuple[nnx.GraphDef, dict]:
+    """(graphdef, shapes) of the model of a config in JSON; a run has dozens of one structure. Raises InputError."""
+    family, settings = json.loads(config)["model_type"], read_settings(json.loads(config), "config")
 
     def network() -> nnx.Module:
         plain = make_network(family, settings, nnx.Rngs(0), language)
