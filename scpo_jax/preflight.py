@@ -146,10 +146,7 @@ def score_program(model, dtype: str, devices: list, shape, slots: int) -> tuple[
     def array(*shape):
         return jax.ShapeDtypeStruct((*many, *shape), jnp.int32, sharding=place)
 
-    params = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or place), function.params
-    )
-    arguments = params, TextBatch(*[array(*shape)] * 4, *[array(slots)] * 2)
+    arguments = function.params, TextBatch(*[array(*shape)] * 4, *[array(slots)] * 2)
 
     def lower():
         with jax.set_mesh(function.mesh or alone):  # the model asks it which kernels there are

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from scpo_jax import distributed, sharding
@@ -92,8 +92,10 @@ def _score_function(model: RewardModel, dtype: str, devices: tuple, shared: bool
     def scores_of_device(params, batches: TextBatch):
         return scores(params, jax.tree.map(lambda leaf: leaf[0], batches))[None]
 
-    if len(devices) == 1:
-        return ScoreFunction(jax.jit(scores), model.width, None, shapes, of_text)
+    if len(devices) == 1:  # which is named: parameters that have come to it in another way would be compiled for anew
+        place = SingleDeviceSharding(devices[0])
+        places = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes)
+        return ScoreFunction(jax.jit(scores), model.width, None, places, of_text)
     mesh = Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
     specs = sharding.specs_of_one(shapes, mesh, ("data",) if shared else ())
     places = jax.tree.map(

@@ -199,6 +199,14 @@ def test_scoring_computes_little_padding_in_few_shapes(width):
     assert len({(batch.shape, batch.slots) for batch in batches}) <= 6
 
 
+@given(st.integers(0, 300), st.sampled_from([1, 3, 4, 64, 100]))
+def test_batches_of_few_sizes_are_at_least_half_full(rows, most):
+    parts = packing.parts_of(range(rows), most)
+    assert [row for _, part in parts for row in part] == list(range(rows))
+    assert all(size == 1 or size <= 2 * len(part) <= 2 * size for size, part in parts)
+    assert {size for size, _ in parts} <= {most, max(most // 8, 1), max(most // 64, 1)}
+
+
 def test_scores_beyond_the_texts_are_thrown_away():
     batch = packing.lay_out(texts_of([3, 5]), [0, 0], [0, 3], (1, 8), slots=4)
     assert batch.rows.tolist() == [0, 0, 0, 0] and batch.columns.tolist() == [0, 3, 0, 0]

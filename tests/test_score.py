@@ -1,9 +1,11 @@
 """Scoring: every distinct text once; a text's score is its own, whatever else is scored with it."""
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from scpo_jax import score
+from scpo_jax import score, sharding
 from scpo_jax.data.encoding import Text
 from scpo_jax.errors import InputError
 from scpo_jax.models import module
@@ -54,6 +56,10 @@ def test_a_shape_is_compiled_once_for_all_models_of_one_structure(model, texts):
     compiled = model[2].compiled._cache_size()
     score.score_texts(score.score_function(again, "float32"), model[1], texts)
     assert model[2].compiled._cache_size() == compiled > 0
+    everywhere = NamedSharding(sharding.make_mesh(1, 1, 1, jax.devices()[:1]), PartitionSpec())
+    for params in (jax.tree.map(np.asarray, model[1]), jax.device_put(model[1], everywhere)):
+        score.score_texts(model[2], params, texts)
+    assert model[2].compiled._cache_size() == compiled
 
 
 def test_keys_tell_texts_apart():
