@@ -58,23 +58,20 @@ def compiled_programs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def optimized():
     """Programs compiled as users have them; none that another module has compiled is taken, nor left to one."""
-    import jax
+    from tests.run_helpers import compiling
 
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-    jax.clear_caches()
+    with compiling(optimized=True):
+        yield
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """A tiny finished run; whoever changes it works on a copy."""
-    from tests.run_helpers import World
+    from tests.run_helpers import World, compiling
 
     world = World(tmp_path_factory.mktemp("finished"))
-    assert world.run() == 0
+    with compiling(optimized=False):  # for the tests of parity too, which look at what it left
+        assert world.run() == 0
     return world
 
 

@@ -1,9 +1,12 @@
 """Tiny runs for the tests of the command line: a preference file, a config and `scpo` in this process."""
 
+import contextlib
 import html.parser
 import json
 import pathlib
 import re
+
+import jax
 
 from scpo_jax import main
 
@@ -36,6 +39,19 @@ def get_config():
     config.checkpoint.every_steps = 2
     return config
 """
+
+
+@contextlib.contextmanager
+def compiling(optimized: bool):
+    """Programs are compiled as users have them, or soon; none from before is taken, nor left for after."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", not optimized)
+    if before == optimized:
+        jax.clear_caches()
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+    if before == optimized:
+        jax.clear_caches()
 
 
 def pairs(groups=(*GROUPS, MAJORITY), users=8, per_user=2) -> list[dict]:

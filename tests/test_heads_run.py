@@ -14,7 +14,7 @@ from scpo_jax.models import hf
 from scpo_jax.serve_blends import Blends
 from scpo_jax.training_state import TrainingState
 from scpo_jax.workdir import Workdir
-from tests.run_helpers import GROUPS, World, pairs, read_rows, refusal, scpo, write_rows
+from tests.run_helpers import GROUPS, World, compiling, pairs, read_rows, refusal, scpo, write_rows
 from tests.test_resume import Killed, killing
 
 FLAGS = ("--config.scpo.methods=scpo,heads", "--force")
@@ -31,7 +31,8 @@ def copy_of(finished, folder) -> World:
 @pytest.fixture(scope="module")
 def world(finished, tmp_path_factory):
     world = copy_of(finished, tmp_path_factory.mktemp("heads"))
-    assert world.run(*FLAGS) == 0
+    with compiling(optimized=False):
+        assert world.run(*FLAGS) == 0
     return world
 
 

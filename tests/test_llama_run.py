@@ -56,7 +56,8 @@ def finished(tmp_path_factory):
     make_model(folder / "model")
     (folder / "config.py").write_text(CONFIG.format(folder=str(folder / "model")), encoding="utf-8")
     flags = [f"--config={folder / 'config.py'}", f"--workdir={folder / 'work'}"]
-    assert run_helpers.scpo("run", *flags) == 0
+    with run_helpers.compiling(optimized=False):
+        assert run_helpers.scpo("run", *flags) == 0
     return folder
 
 
