@@ -25,11 +25,9 @@ def main(argv: Sequence[str]) -> int:
     """
     name = argv[1] if len(argv) > 1 else ""
     if name in ("--help", "-h", "help"):
-        print(USAGE)
-        return 0
+        return _show(USAGE)
     if name == "--version":
-        print(f"scpo_jax {__version__}")
-        return 0
+        return _show(f"scpo_jax {__version__}")
     try:
         if name not in COMMANDS:
             what = f"unknown command {name!r}" if name else "no command"
@@ -72,7 +70,7 @@ def _parse(name: str, argv: Sequence[str]) -> flags.FlagValues | None:
     """The flags of a command; None when its help was asked for, and printed."""
     values = _flags_of(name)
     if any(argument in ("--help", "-h", "-help") for argument in argv):
-        print(_help(name, values))
+        _show(_help(name, values))
         return None
     try:
         rest = values(list(argv))
@@ -83,6 +81,15 @@ def _parse(name: str, argv: Sequence[str]) -> flags.FlagValues | None:
     if len(rest) > 1:
         raise InputError(f"{name}: {rest[1]!r} is no flag: flags are --name=value")
     return values
+
+
+def _show(text: str) -> int:
+    """Prints what was asked for; returns exit code 0, also where its reader has seen enough, as `head` has."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+    return 0
 
 
 def _help(name: str, values: flags.FlagValues) -> str:

@@ -1,7 +1,10 @@
 """The command line: what it refuses, in one line and with exit code 2, before anything is written."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -304,6 +307,14 @@ def test_the_plan_of_a_finished_run(finished, capsys):
     states = {line.split()[1]: line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")}
     assert "done" in states["score"] and "to do" in states["select"] and "to do" in states["train"]
     assert snapshot(finished.workdir) == before
+
+
+def test_help_whose_reader_has_gone():
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "scpo_jax.main", "--help"], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_pairs_of_the_helpers_are_sound():
