@@ -312,7 +312,9 @@ def test_the_plan_of_a_finished_run(finished, capsys):
 def test_help_whose_reader_has_gone():
     read, write = os.pipe()
     os.close(read)
-    done = subprocess.run([sys.executable, "-m", "scpo_jax.main", "--help"], stdout=write, stderr=subprocess.PIPE)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "scpo_jax.main", "--help"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, env=buffered)
     os.close(write)
     assert (done.returncode, done.stderr) == (0, b"")
 
