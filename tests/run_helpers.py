@@ -48,10 +48,12 @@ def compiling(optimized: bool):
     jax.config.update("jax_disable_most_optimizations", not optimized)
     if before == optimized:
         jax.clear_caches()
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-    if before == optimized:
-        jax.clear_caches()
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+        if before == optimized:
+            jax.clear_caches()
 
 
 def pairs(groups=(*GROUPS, MAJORITY), users=8, per_user=2) -> list[dict]:
