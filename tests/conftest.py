@@ -1,5 +1,6 @@
 """Fixtures for every test: the folder of shared reference data, and a quiet JAX."""
 
+import importlib.metadata
 import os
 import pathlib
 import shutil
@@ -13,6 +14,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 # most of the time of the tests is compiling, and this shortens it; `optimized` is for tests of the numbers of others
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# two thirds of what is left are the emitters of fused loops; the XLA of later versions refuses to start with this flag
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1" and importlib.metadata.version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
 
 
 def shared_folder() -> pathlib.Path | None:

@@ -3,6 +3,7 @@
 import contextlib
 import html.parser
 import json
+import os
 import pathlib
 import re
 
@@ -39,6 +40,12 @@ def get_config():
     config.checkpoint.every_steps = 2
     return config
 """
+
+
+def with_devices(n: int) -> dict[str, str]:
+    """The environment of a process that has `n` CPU devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={n}".strip()
+    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
 @contextlib.contextmanager

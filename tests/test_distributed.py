@@ -20,7 +20,7 @@ from scpo_jax.models import module
 from tests.bucket_helpers import BUCKET
 from tests.bucket_helpers import buckets as buckets  # a fixture
 from tests.model_helpers import informative_params
-from tests.run_helpers import World, pairs, read_rows, refusal, scpo, unrounded_report, write_rows
+from tests.run_helpers import World, pairs, read_rows, refusal, scpo, unrounded_report, with_devices, write_rows
 
 LIMIT = 900  # seconds for two processes on a busy machine; killed then
 SECONDS_TO_NOTICE = 150  # that one is lost, start included
@@ -34,8 +34,7 @@ MODEL = {
 def start(process: int, arguments: list, port: int, module_name="scpo_jax.main", processes=2) -> subprocess.Popen:
     """One of the processes."""
     flags = [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process={process}"]
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    environment = with_devices(4) | {
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

@@ -1,7 +1,6 @@
 """One backbone with a head for each group: what its heads compute, and how they are trained together."""
 
 import dataclasses
-import os
 import subprocess
 import sys
 
@@ -21,6 +20,7 @@ from scpo_jax.models.lora import Lora
 from scpo_jax.train_reward import Training
 from scpo_jax.training_state import TrainingState
 from tests import model_helpers as helpers
+from tests.run_helpers import with_devices
 from tests.test_reference import make_program
 from tests.test_stacked import CAUSAL, SPARE
 from tests.test_train_reward import OPTIONS, Stop, some_pairs
@@ -170,9 +170,8 @@ def test_each_held_out_pair_is_judged_by_its_own_head():
 
 def test_two_devices_are_one(fitted, tmp_path):
     """Sharing out pairs and parameters; the devices score a batch each."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "tests.test_heads", str(tmp_path / "there.npz")]
-    subprocess.run(command, env=environment, check=True, timeout=900)
+    subprocess.run(command, env=with_devices(2), check=True, timeout=900)
     there = np.load(tmp_path / "there.npz")
     assert np.std(fitted[1], axis=1).min() > 1e-3
     np.testing.assert_allclose(there["scores"], fitted[1], rtol=0, atol=1e-5)

@@ -1,7 +1,6 @@
 """Seven groups with adapters on one shared base train as each does alone, on one device or eight; the base stays."""
 
 import dataclasses
-import os
 import subprocess
 import sys
 
@@ -13,6 +12,7 @@ from scpo_jax import score, sharding, train_reward
 from scpo_jax.models import lora, module
 from scpo_jax.models.lora import Lora
 from scpo_jax.training_state import TrainingState
+from tests.run_helpers import with_devices
 from tests.test_reference import make_program
 from tests.test_stacked import CAUSAL, SIZES, trainings
 from tests.test_train_reward import Stop, distance, some_pairs
@@ -123,9 +123,8 @@ def test_resuming_is_bitwise_and_saves_no_base(world, stacked, tmp_path):
 
 def test_eight_devices_are_one(stacked, tmp_path):
     """On a mesh of all three axes; the devices share the parameters also when they score."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "tests.test_lora_training", str(tmp_path / "there.npz")]
-    subprocess.run(command, env=environment, check=True, timeout=900)
+    subprocess.run(command, env=with_devices(8), check=True, timeout=900)
     there = np.load(tmp_path / "there.npz")
     np.testing.assert_allclose(there["losses"], np.concatenate(stacked[0]), rtol=0, atol=1e-5)
     np.testing.assert_allclose(there["scores"], stacked[2], rtol=0, atol=1e-5)

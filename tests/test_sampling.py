@@ -1,7 +1,6 @@
 """Generation: greedy as in transformers, samples as the model's probabilities say, each row for itself."""
 
 import functools
-import os
 import subprocess
 import sys
 
@@ -18,6 +17,7 @@ from scpo_jax.sampling import Sampling
 from tests import language_helpers
 from tests import model_helpers as helpers
 from tests.language_helpers import PROMPTS
+from tests.run_helpers import with_devices
 
 pytestmark = pytest.mark.filterwarnings("error:::(jax|flax|scpo_jax|tests).*")
 GREEDY = Sampling(end_ids=(), pad_id=0, temperature=0.0)
@@ -256,6 +256,5 @@ jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-4), p
 
 
 def test_eight_devices_give_the_tokens_of_one_and_train_as_one():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", EIGHT], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", EIGHT], env=with_devices(8), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

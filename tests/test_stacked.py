@@ -1,7 +1,6 @@
 """Several groups in one program train as each does alone, on one device or shared out over eight."""
 
 import dataclasses
-import os
 import subprocess
 import sys
 
@@ -12,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from scpo_jax import hlo, score, sharding, train_reward, train_step
 from scpo_jax.models import module
+from tests.run_helpers import with_devices
 from tests.test_reference import make_program
 from tests.test_train_reward import CONFIG, OPTIONS, distance, some_pairs
 
@@ -115,8 +115,8 @@ MESHES = [(1, 8, 1), (2, 4, 1), (8, 1, 1), (4, 2, 1), (2, 2, 2), (1, 2, 4)]
 def on_eight_devices(tmp_path_factory):
     """Mesh -> what `train` gives on it, of a process with eight CPU devices."""
     folder = tmp_path_factory.mktemp("eight")
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, "-m", "tests.test_stacked", str(folder)], env=environment, check=True, timeout=900)
+    command = [sys.executable, "-m", "tests.test_stacked", str(folder)]
+    subprocess.run(command, env=with_devices(8), check=True, timeout=900)
     given = {mesh: dict(np.load(folder / f"{i}.npz")) for i, mesh in enumerate(MESHES)}
     return given | {name: dict(np.load(folder / f"{name}.npz")) for name in ("texts", "causal")}
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 import subprocess
 import sys
 
@@ -17,6 +16,7 @@ from scpo_jax.sampling import Responses
 from scpo_jax.training_state import TrainingState
 from tests import policy_helpers as helpers
 from tests.policy_helpers import OPTIONS
+from tests.run_helpers import with_devices
 
 pytestmark = pytest.mark.filterwarnings("error:::(jax|flax|scpo_jax|tests).*")
 
@@ -183,6 +183,5 @@ jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4), f
 
 
 def test_eight_devices_train_as_one():
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", EIGHT], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", EIGHT], env=with_devices(8), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
