@@ -219,19 +219,29 @@ def _restore(folder: epath.PathLike, item: str, args):
             return checkpointer.restore(storage.absolute(folder), ocp.args.Composite(**{item: args}))[item]
     except Exception as error:  # a damaged file surfaces as almost any type
         reason = one_line(error)
-    _forget_failures()
+    forget_failures()
     raise InputError(f"{folder} is a damaged checkpoint ({reason:.200}): train it again")
 
 
-def _forget_failures() -> None:
-    """Drops what Orbax still reads of a damaged checkpoint: it would print tracebacks whenever memory is cleaned up."""
+def forget_failures() -> None:
+    """Drops what Orbax still reads of a damaged checkpoint: it would print tracebacks when memory is cleaned up.
+
+    So would a read that ends later still, for which a filter stays in `sys.unraisablehook`.
+    """
     hook, log = sys.unraisablehook, logging.getLogger("asyncio")
     level = log.level
     sys.unraisablehook = lambda _: None
     log.setLevel(logging.CRITICAL + 1)
     gc.collect()
-    sys.unraisablehook = hook
+    filtered = isinstance(hook, functools.partial) and hook.func is _unless_closed
+    sys.unraisablehook = hook if filtered else functools.partial(_unless_closed, hook)
     log.setLevel(level)
+
+
+def _unless_closed(hook, unraisable) -> None:
+    """Passes on what could not be raised, unless it is that a read found the event loop of its restore closed."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        hook(unraisable)
 
 
 def _checkpointer() -> ocp.Checkpointer:

@@ -104,6 +104,8 @@ class TrainingState:
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # a damaged file surfaces as almost any type
             problem = f"{one_line(error):.200}" or type(error).__name__
+        if problem:
+            checkpoint.forget_failures()
         problems = distributed.gather(f"the state after {step} steps", problem)
         return found, next((one for one in problems if one), "")
 

@@ -1,6 +1,7 @@
 """Checkpoints hold all that is needed, bitwise; what is damaged or of another version is refused in one line."""
 
 import json
+import sys
 
 import jax
 import numpy as np
@@ -71,6 +72,26 @@ def test_a_damaged_checkpoint_is_refused(item, loaded, tmp_path):
         if file.is_file():
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     assert "damaged checkpoint" in refusal(tmp_path / "model")
+
+
+def test_only_reads_of_a_restore_that_failed_end_quietly(monkeypatch):
+    class Late:
+        def __init__(self, message):
+            self.message = message
+
+        def __del__(self):
+            raise RuntimeError(self.message)
+
+    said = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: said.append(str(unraisable.exc_value)))
+    for message in ("Event loop is closed", "another"):
+        Late(message)
+    assert said == ["Event loop is closed", "another"]
+    for _ in range(2):
+        checkpoint.forget_failures()
+        for message in ("Event loop is closed", "another"):
+            Late(message)
+    assert said[2:] == ["another", "another"]
 
 
 def test_a_tokenizer_cannot_write_elsewhere(loaded, tmp_path):
