@@ -214,6 +214,7 @@ def _describe(folder: epath.PathLike) -> dict:
 
 def _restore(folder: epath.PathLike, item: str, args):
     """One item of a checkpoint."""
+    expect_failures()
     try:
         with _checkpointer() as checkpointer:
             return checkpointer.restore(storage.absolute(folder), ocp.args.Composite(**{item: args}))[item]
@@ -223,25 +224,27 @@ def _restore(folder: epath.PathLike, item: str, args):
     raise InputError(f"{folder} is a damaged checkpoint ({reason:.200}): train it again")
 
 
-def forget_failures() -> None:
-    """Drops what Orbax still reads of a damaged checkpoint: it would print tracebacks when memory is cleaned up.
+def expect_failures() -> None:
+    """Before a restore: what it still reads if it fails would print tracebacks at any later time, from any thread."""
+    hook = sys.unraisablehook
+    if not (isinstance(hook, functools.partial) and hook.func is _unless_given_up):
+        sys.unraisablehook = functools.partial(_unless_given_up, hook)
 
-    So would a read that ends later still, for which a filter stays in `sys.unraisablehook`.
-    """
-    hook, log = sys.unraisablehook, logging.getLogger("asyncio")
+
+def _unless_given_up(hook, unraisable) -> None:
+    """Passes on what could not be raised, unless a read of Orbax did not raise it, whose restore has failed."""
+    code = getattr(unraisable.object, "cr_code", None)
+    if str(unraisable.exc_value) != "Event loop is closed" and not (code and "orbax" in code.co_filename):
+        hook(unraisable)
+
+
+def forget_failures() -> None:
+    """After a restore that failed: drops what is left of it."""
+    log = logging.getLogger("asyncio")
     level = log.level
-    sys.unraisablehook = lambda _: None
     log.setLevel(logging.CRITICAL + 1)
     gc.collect()
-    filtered = isinstance(hook, functools.partial) and hook.func is _unless_closed
-    sys.unraisablehook = hook if filtered else functools.partial(_unless_closed, hook)
     log.setLevel(level)
-
-
-def _unless_closed(hook, unraisable) -> None:
-    """Passes on what could not be raised, unless it is that a read found the event loop of its restore closed."""
-    if str(unraisable.exc_value) != "Event loop is closed":
-        hook(unraisable)
 
 
 def _checkpointer() -> ocp.Checkpointer:

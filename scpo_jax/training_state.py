@@ -100,6 +100,7 @@ class TrainingState:
     def _try(self, step: int, items: dict) -> tuple[object, str]:
         """(items of a state, why they cannot be read), the latter alike on all processes."""
         found, problem = None, ""
+        checkpoint.expect_failures()
         try:
             found = self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # a damaged file surfaces as almost any type

@@ -88,7 +88,7 @@ def test_only_reads_of_a_restore_that_failed_end_quietly(monkeypatch):
         Late(message)
     assert said == ["Event loop is closed", "another"]
     for _ in range(2):
-        checkpoint.forget_failures()
+        checkpoint.expect_failures()
         for message in ("Event loop is closed", "another"):
             Late(message)
     assert said[2:] == ["another", "another"]
