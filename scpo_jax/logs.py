@@ -21,11 +21,14 @@ def say(line: str) -> None:
 
 
 class Progress:
-    """Counts work done: a bar on a terminal, else a plain line every ten seconds. `total` may be unknown."""
+    """Counts work done: a bar on a terminal, else a plain line every ten seconds. `total` may be unknown.
+
+    The speed in a line is that since the first count: neither compiling is in it, nor what an earlier run had done.
+    """
 
     def __init__(self, total: int | None, what: str, unit: str):
         self._total, self._what, self._unit, self._done = total, what, unit, 0
-        self._started = self._told = time.monotonic()
+        self._told, self._first = time.monotonic(), None
         shown = sys.stderr.isatty() and distributed.is_writer()
         self._bar = tqdm.tqdm(total=total, desc=what, unit=unit, leave=False) if shown else None
 
@@ -33,13 +36,19 @@ class Progress:
         """Counts `n` more."""
         self._done += n
         now = time.monotonic()
+        self._first = self._first or (now, self._done)
         if self._bar is not None:
             self._bar.update(n)
         elif now - self._told > SECONDS_BETWEEN_LINES:
             self._told = now
-            rate = self._done / (now - self._started)
             of = "" if self._total is None else f" of {self._total}"
-            say(f"{self._what}: {self._done}{of} {self._unit}s, {rate:.1f} {self._unit}s/s")
+            say(f"{self._what}: {self._done}{of} {self._unit}s{self._speed(now)}")
+
+    def _speed(self, now: float) -> str:
+        seconds, done = now - self._first[0], self._done - self._first[1]
+        if not done or not seconds:
+            return ""
+        return f", {done / seconds:.1f} {self._unit}s/s" if done > seconds else f", {seconds / done:.1f} s/{self._unit}"
 
     def reach(self, done: int) -> None:
         """Counts up to `done` in all."""
