@@ -108,7 +108,8 @@ def test_a_pod_that_loses_its_workers_gives_what_an_undisturbed_one_gives(pod, w
     logs = [(pod.checkout / "runs" / "launch" / "pod" / f"worker-{i}.log").read_text() for i in (0, 1)]
     assert "process 1 is lost" in logs[0] and "process 0 is lost" in logs[1]
     undisturbed = tmp_path / "undisturbed"
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")  # the pod's processes have nothing of the tests' settings
+    for name, value in {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0", "XLA_FLAGS": ""}.items():
+        monkeypatch.setenv(name, value)  # the pod's processes have nothing of the tests' settings
     ended = both(*run_arguments(world, undisturbed, *FLAGS))
     assert [code for code, _ in ended] == [0, 0], ended
     ours, theirs = metrics_of(workdir), metrics_of(undisturbed)
