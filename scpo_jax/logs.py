@@ -23,7 +23,8 @@ def say(line: str) -> None:
 class Progress:
     """Counts work done: a bar on a terminal, else a plain line every ten seconds. `total` may be unknown.
 
-    The speed in a line is that since the first count: neither compiling is in it, nor what an earlier run had done.
+    The speed in a line is that since the first count: what came before it (most of compiling, steps of an earlier run)
+    is not in it.
     """
 
     def __init__(self, total: int | None, what: str, unit: str):
