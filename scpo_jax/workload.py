@@ -36,15 +36,15 @@ class Material(NamedTuple):
 
 
 class TrainingWork(NamedTuple):
-    """Groups trained at once, one compiled step for each shape; `times` such trainings with about these shapes."""
+    """Trainings of so many groups at once, one compiled step for each shape; all of it `times`, about as often."""
 
     name: str
     options: Options
     groups: int  # G, a multiple of the group axis of the mesh
     pairs: int  # b, of a share
-    shapes: dict[Shape, int]  # steps in each
+    shapes: dict[Shape, int]  # steps in each, of all these trainings
     fill: float  # real tokens / computed tokens
-    times: int
+    times: int  # once for each method
     validates: bool
 
 
@@ -174,7 +174,7 @@ def trainings_of(config, material: Material, mesh: Mesh) -> list[TrainingWork]:
     for size in dict.fromkeys(map(len, chunks)):
         same = [chunk for chunk in chunks if len(chunk) == size]
         name = f"train {size} group{'s' * (size > 1)}"
-        found.append(plan_training(name, material, same, mesh, len(same) * len(alone)))
+        found.append(plan_training(name, material, same, mesh, len(alone)))
     return found
 
 

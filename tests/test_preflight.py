@@ -176,6 +176,22 @@ def test_heads_are_one_training_of_all_groups(prism, here, uncompiled, tmp_path)
     assert steps["train heads"]["hbm_bytes"] == 100 + 4 * sum(leaf.size for leaf in wide) > 100 + 4 * parameters()
 
 
+def test_a_run_takes_as_long_however_many_groups_a_program_has(prism, here, monkeypatch, tmp_path):
+    """Two groups at once, where a step takes two seconds, or one after the other, a second a step; scoring 0.25."""
+    seconds = {"train 2 groups 16x64": 2.0, "train 1 group 16x64": 1.0}
+
+    def cost_of(program, device):
+        return program_cost.Cost(True, 100, 60, 0, 40, 1, {}, seconds.get(program.key, 0.25))
+
+    monkeypatch.setattr(program_cost, "cost_of", cost_of)
+    output = tmp_path / "preflight.json"
+    for at_once in (-1, 1):
+        flags = [f"--config.train.groups_per_program={at_once}", "--config.scpo.methods=scpo,full"]
+        assert scpo(*prism, "--topology=v5e:2x2", *flags, f"--output={output}") == 0
+        steps, methods = 3, 2
+        assert json.loads(output.read_text())["estimated_run_seconds"] == 2.0 * steps * methods + 0.25
+
+
 def test_a_program_that_does_not_fit_is_named(prism, here, uncompiled, tmp_path, capsys):
     output = tmp_path / "preflight.json"
     here.capacity = 1000
