@@ -62,6 +62,8 @@ def show(config, topology: str, output: str) -> bool:
     logs.say(f"preflight: {len(programs)} programs to compile for {topology}; each takes a minute or more")
     costs = compile_all(programs, device)
     facts |= {"fill": {work.name: round(work.fill, 4) for group in works for work in group}}
+    denser = workload.denser_divisions(config, material, mesh, works[0])
+    facts |= {"denser_divisions": [division._asdict() for division in denser]}
     facts |= estimates(costs, *works)
     print(preflight_report.report(facts, costs, device.capacity))
     unfit = {name: cost for name, cost in costs.items() if not cost.fits}

@@ -29,6 +29,11 @@ def report(facts: dict, costs: dict[str, Cost], capacity: int) -> str:
         table(header, rows),
         f"\nReal tokens of all computed: {fill}; lengths from {facts['lengths']}.",
     ]
+    if facts["denser_divisions"]:
+        lines.append("Trainings compute fewer tokens on the same devices divided otherwise, so ask for these as well:")
+        for own in facts["denser_divisions"]:
+            flags = f"--config.mesh.group={own['group']} --config.mesh.data={own['data']}"
+            lines.append(f"  {flags}: {own['computed']:.2f} times as many")
     if facts["estimated_step_seconds"]:
         steps = ", ".join(f"{name} {1000 * s:.1f} ms" for name, s in facts["estimated_step_seconds"].items())
         whole = facts["estimated_run_seconds"]

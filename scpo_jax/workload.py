@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from scpo_jax import checkpoint, heads, score, scpo, stages, tokens, train_groups, train_reward, trainer
+from scpo_jax import checkpoint, heads, score, scpo, sharding, stages, tokens, train_groups, train_reward, trainer
 from scpo_jax.data import batches, lengths, packing, preferences
 from scpo_jax.data.batches import Pairs
 from scpo_jax.errors import InputError
@@ -23,6 +23,7 @@ from scpo_jax.train_reward import Options, Training
 Shape = tuple[int, int]  # (R, T)
 GLOBAL = "train global"  # the training of the global RM
 HEADS = "train heads"  # that of one model with a head for each group
+FEWER = 0.8  # of the tokens: a division that computes more than these is not worth a word
 
 
 class Material(NamedTuple):
@@ -46,6 +47,14 @@ class TrainingWork(NamedTuple):
     fill: float  # real tokens / computed tokens
     times: int  # once for each method
     validates: bool
+
+
+class Division(NamedTuple):
+    """How a mesh divides its devices between groups and the pairs of a batch."""
+
+    group: int
+    data: int
+    computed: float  # tokens that a device computes, as a share of those by the division of the config
 
 
 class ScoringWork(NamedTuple):
@@ -176,6 +185,31 @@ def trainings_of(config, material: Material, mesh: Mesh) -> list[TrainingWork]:
         name = f"train {size} group{'s' * (size > 1)}"
         found.append(plan_training(name, material, same, mesh, len(alone)))
     return found
+
+
+def denser_divisions(config, material: Material, mesh: Mesh, trainings: list[TrainingWork]) -> list[Division]:
+    """Other sizes of the axes group and data by which a device computes far fewer tokens, the fewest first.
+
+    A batch that is shared out over many devices leaves few pairs to each, and these fill the shapes of its rows badly.
+    """
+    shared, now, found = mesh.shape["group"] * mesh.shape["data"], tokens_of_device(trainings, mesh), []
+    for group in (size for size in range(1, shared + 1) if shared % size == 0 and size != mesh.shape["group"]):
+        other = sharding.make_mesh(group, shared // group, mesh.shape["model"], list(mesh.devices.flat))
+        computed = tokens_of_device(trainings_of(config, material, other), other)
+        if computed < FEWER * now:
+            found.append(Division(group, shared // group, computed / now))
+    return sorted(found, key=lambda division: division.computed)
+
+
+def tokens_of_device(trainings: list[TrainingWork], mesh: Mesh) -> int:
+    """Tokens, padding among them, that a device computes in all trainings; the axis model shares no tokens out."""
+    return sum(
+        work.times
+        * work.groups
+        // mesh.shape["group"]
+        * sum(rows * size * n for (rows, size), n in work.shapes.items())
+        for work in trainings
+    )
 
 
 def heads_training(config, material: Material) -> Training:

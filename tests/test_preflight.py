@@ -4,11 +4,13 @@ import functools
 import importlib.util
 import json
 import types
+from unittest import mock
 
 import jax
 import pytest
 
-from scpo_jax import hlo, program_cost, sharding, tpu, train_step
+from scpo_jax import hlo, program_cost, sharding, tpu, train_step, workload
+from scpo_jax.configs import base
 from scpo_jax.models import lora, module
 from scpo_jax.models.lora import Lora
 from tests import tpu_helpers
@@ -190,6 +192,48 @@ def test_a_run_takes_as_long_however_many_groups_a_program_has(prism, here, monk
         assert scpo(*prism, "--topology=v5e:2x2", *flags, f"--output={output}") == 0
         steps, methods = 3, 2
         assert json.loads(output.read_text())["estimated_run_seconds"] == 2.0 * steps * methods + 0.25
+
+
+@pytest.fixture
+def pod(folder):
+    """The config of seven groups at PRISM's lengths, and eight devices of which only the kind is asked."""
+    config = base.get_config()
+    config.data.source, config.data.path = "prism", "HannahRoseKirk/prism-alignment"
+    config.data.groups, config.model.name_or_path = tuple("ABCDEFG"), str(folder)
+    config.train.max_steps = 20
+    return config, [mock.Mock(platform="tpu") for _ in range(8)]
+
+
+def test_devices_divided_otherwise_compute_fewer_tokens(pod):
+    config, devices = pod
+    material = workload.collect(config)
+
+    def planned(group: int, data: int) -> tuple[float, list]:
+        """Real tokens as a share of those computed, and what is better."""
+        mesh = sharding.make_mesh(group, data, 1, devices)
+        works = workload.trainings_of(config, material, mesh)
+        return works[0].fill, workload.denser_divisions(config, material, mesh, works)
+
+    fill, better = planned(1, 8)
+    assert [(own.group, own.data) for own in better] == [(8, 1), (4, 2), (2, 4)]
+    for own in better:
+        assert own.computed == pytest.approx(fill / planned(own.group, own.data)[0])
+    assert better[0].computed < 0.5 and not planned(8, 1)[1]
+
+
+def test_a_run_that_trains_nothing_has_no_better_division(pod):
+    config, devices = pod
+    config.scpo.methods = ()
+    material, mesh = workload.collect(config), sharding.make_mesh(1, 8, 1, devices)
+    assert not workload.denser_divisions(config, material, mesh, workload.trainings_of(config, material, mesh))
+
+
+def test_it_names_the_better_division(prism, here, uncompiled, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(workload, "denser_divisions", lambda *_: [workload.Division(8, 1, 0.394)])
+    assert scpo(*prism, "--topology=v5e:2x2", f"--output={tmp_path / 'preflight.json'}") == 0
+    assert "--config.mesh.group=8 --config.mesh.data=1: 0.39 times as many" in capsys.readouterr().out
+    written = json.loads((tmp_path / "preflight.json").read_text())["denser_divisions"]
+    assert written == [{"group": 8, "data": 1, "computed": 0.394}]
 
 
 def test_a_program_that_does_not_fit_is_named(prism, here, uncompiled, tmp_path, capsys):
