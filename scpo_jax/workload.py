@@ -193,7 +193,8 @@ def denser_divisions(config, material: Material, mesh: Mesh, trainings: list[Tra
     A batch that is shared out over many devices leaves few pairs to each, and these fill the shapes of its rows badly.
     """
     shared, now, found = mesh.shape["group"] * mesh.shape["data"], tokens_of_device(trainings, mesh), []
-    for group in (size for size in range(1, shared + 1) if shared % size == 0 and size != mesh.shape["group"]):
+    useful = range(1, min(shared + 1, 2 * len(material.trainings)))  # more leave half of the devices to inert groups
+    for group in (size for size in useful if shared % size == 0 and size != mesh.shape["group"]):
         other = sharding.make_mesh(group, shared // group, mesh.shape["model"], list(mesh.devices.flat))
         computed = tokens_of_device(trainings_of(config, material, other), other)
         if computed < FEWER * now:

@@ -195,37 +195,42 @@ def test_a_run_takes_as_long_however_many_groups_a_program_has(prism, here, monk
 
 
 @pytest.fixture
-def pod(folder):
-    """The config of seven groups at PRISM's lengths, and eight devices of which only the kind is asked."""
+def planned(folder):
+    """(group, data) -> trainings of seven groups at PRISM's lengths on such a mesh, and the divisions that are better.
+
+    Of its devices only the kind is asked.
+    """
     config = base.get_config()
     config.data.source, config.data.path = "prism", "HannahRoseKirk/prism-alignment"
     config.data.groups, config.model.name_or_path = tuple("ABCDEFG"), str(folder)
     config.train.max_steps = 20
-    return config, [mock.Mock(platform="tpu") for _ in range(8)]
 
-
-def test_devices_divided_otherwise_compute_fewer_tokens(pod):
-    config, devices = pod
-    material = workload.collect(config)
-
-    def planned(group: int, data: int) -> tuple[float, list]:
-        """Real tokens as a share of those computed, and what is better."""
-        mesh = sharding.make_mesh(group, data, 1, devices)
+    def plan(group: int, data: int, methods: tuple[str, ...] = ("scpo", "full")) -> tuple[list, list]:
+        config.scpo.methods = methods
+        mesh = sharding.make_mesh(group, data, 1, [mock.Mock(platform="tpu") for _ in range(group * data)])
+        material = workload.collect(config)
         works = workload.trainings_of(config, material, mesh)
-        return works[0].fill, workload.denser_divisions(config, material, mesh, works)
+        return works, workload.denser_divisions(config, material, mesh, works)
 
-    fill, better = planned(1, 8)
-    assert [(own.group, own.data) for own in better] == [(8, 1), (4, 2), (2, 4)]
-    for own in better:
-        assert own.computed == pytest.approx(fill / planned(own.group, own.data)[0])
+    return plan
+
+
+def test_devices_divided_otherwise_compute_fewer_tokens(planned):
+    (own,), better = planned(1, 8)
+    assert [(division.group, division.data) for division in better] == [(8, 1), (4, 2), (2, 4)]
+    for division in better:
+        (other,), _ = planned(division.group, division.data)
+        assert division.computed == pytest.approx(own.fill / other.fill)
     assert better[0].computed < 0.5 and not planned(8, 1)[1]
 
 
-def test_a_run_that_trains_nothing_has_no_better_division(pod):
-    config, devices = pod
-    config.scpo.methods = ()
-    material, mesh = workload.collect(config), sharding.make_mesh(1, 8, 1, devices)
-    assert not workload.denser_divisions(config, material, mesh, workload.trainings_of(config, material, mesh))
+def test_no_devices_are_left_to_groups_that_are_not_there(planned):
+    """Sixteen devices of the axis group would have the tokens of eight, and compute nothing on half of them."""
+    assert {division.group for division in planned(1, 16)[1]} == {2, 4, 8}
+
+
+def test_a_run_that_trains_nothing_has_no_better_division(planned):
+    assert not planned(1, 8, methods=())[1]
 
 
 def test_it_names_the_better_division(prism, here, uncompiled, monkeypatch, tmp_path, capsys):
