@@ -37,7 +37,7 @@ class Material(NamedTuple):
 
 
 class TrainingWork(NamedTuple):
-    """Trainings of so many groups at once, one compiled step for each shape; all of it `times`, about as often."""
+    """Trainings of so many groups at once, one compiled step for each shape; about the same again for each method."""
 
     name: str
     options: Options
@@ -45,7 +45,7 @@ class TrainingWork(NamedTuple):
     pairs: int  # b, of a share
     shapes: dict[Shape, int]  # steps in each, of all these trainings
     fill: float  # real tokens / computed tokens
-    times: int  # once for each method
+    times: int  # once a method
     validates: bool
 
 
@@ -204,13 +204,11 @@ def denser_divisions(config, material: Material, mesh: Mesh, trainings: list[Tra
 
 def tokens_of_device(trainings: list[TrainingWork], mesh: Mesh) -> int:
     """Tokens, padding among them, that a device computes in all trainings; the axis model shares no tokens out."""
-    return sum(
-        work.times
-        * work.groups
-        // mesh.shape["group"]
-        * sum(rows * size * n for (rows, size), n in work.shapes.items())
-        for work in trainings
-    )
+
+    def of_group(work: TrainingWork) -> int:
+        return work.times * sum(rows * size * steps for (rows, size), steps in work.shapes.items())
+
+    return sum(work.groups // mesh.shape["group"] * of_group(work) for work in trainings)
 
 
 def heads_training(config, material: Material) -> Training:
