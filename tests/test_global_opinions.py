@@ -42,6 +42,12 @@ def test_the_more_popular_option_of_enough_distance_is_chosen(tmp_path):
     assert len(global_opinions.read(path, min_gap=0.46).pairs) == 0
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_lone_backslash_stays_one_and_nothing_is_said(tmp_path):
+    source = global_opinions.read(write(tmp_path, row("Q?", {"Chile": [0.7, 0.3]}, r"['A\Y', 'B']")))
+    assert [pair["chosen"] for pair in source.pairs] == [r"A\Y"]
+
+
 def test_a_gap_of_exactly_the_least_counts(tmp_path):
     path = write(tmp_path, row("Q?", {"Chile": [0.35, 0.25, 0.4]}, ["A", "B", "C"]))
     chosen = {(pair["chosen"], pair["rejected"]) for pair in global_opinions.read(path, min_gap=0.1).pairs}

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -147,7 +148,8 @@ def _literal(row: dict, name: str, expected: type, where: str):
     """The Python literal in a cell; a `defaultdict(<class 'list'>, {...})` counts as its dict."""
     spelt = re.sub(r"^defaultdict\(<class 'list'>, (.*)\)$", r"\1", fields.text(row, name, where).strip(), flags=re.S)
     try:
-        value = ast.literal_eval(spelt)
+        with warnings.catch_warnings(action="ignore"):  # Python's word on a lone backslash, which stays one
+            value = ast.literal_eval(spelt)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
         raise InputError(f"{where}: field '{name}' is no Python {expected.__name__}; fix its quotes") from error
     if not isinstance(value, expected):
