@@ -1,7 +1,5 @@
 """What `report.html` shows of `scpo benchmark`: a section of a run's page, or a page of its own."""
 
-import json
-
 from scpo_jax import benchmark_figures, benchmark_tables, metrics, page_tables, tables
 from scpo_jax.drawing import Picture
 from scpo_jax.scored_pairs import SUBSETS
@@ -64,7 +62,7 @@ def warnings(found: dict, places: dict[int, Workdir]) -> list[str]:
                 "never sees cannot help it."
             )
     for seed, place in places.items():
-        said += [f"Seed {seed}: {line}" for line in page_tables.guard_lines(json.loads(place.guards.read_text()))]
+        said += [f"Seed {seed}: {line}" for line in page_tables.guard_lines(place.read_json(place.guards))]
     return said
 
 

@@ -1,6 +1,5 @@
 """The stage that evaluates: every reward model scores test pairs, and reports say what follows from it."""
 
-import json
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -259,7 +258,7 @@ def truth(config, workdir: Workdir, groups: dict[str, GroupPairs], rows: Sequenc
     """
     if config.data.source != "simulated":
         return {}
-    utilities = json.loads((workdir.simulated / "truth.json").read_text())["utilities"]
+    utilities = workdir.read_json(workdir.simulated / "truth.json")["utilities"]
     majority = {}
     for group in stages.majority_groups(config):
         pairs = test_pairs([row for row in rows if row["group"] == group], name=group)

@@ -5,7 +5,6 @@ does as well.
 """
 
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -119,7 +118,7 @@ def trained_against(config, group: str) -> str:
 
 def read_truth(config, workdir: Workdir) -> dict | None:
     """What the simulated world knows; None of any other data."""
-    return json.loads((workdir.simulated / "truth.json").read_text()) if config.data.source == "simulated" else None
+    return workdir.read_json(workdir.simulated / "truth.json") if config.data.source == "simulated" else None
 
 
 def record_of(answers: Answers, judges: Mapping[str, Score], own: str, group: str, truth: dict | None) -> dict:
@@ -208,6 +207,5 @@ def own_gold(levels: Pair, truth: dict | None, group: str) -> Pair | None:
 
 def curve_of(workdir: Workdir, folder: epath.Path) -> list[dict]:
     """Score, and gold where it is known, against KL on the training's own responses, from `metrics.jsonl`."""
-    path = workdir.root / "metrics.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = logs.read_metrics(workdir.root)
     return policy_records.read_curve([row for row in rows if row["training"] == f"policy/{folder.name}"], CURVE)

@@ -30,19 +30,20 @@ def export(
     _check(name, folder, output, profile, form)
     if repository is not None:
         hub.check(repository)
+    loaded = _adapters(name, repository) if form == "peft" else _whole(name, method, profile)
+    cards = {CARD_FILE: json.dumps(loaded.card, indent=1, ensure_ascii=False) + "\n"}
+    if not loaded.model.language:  # now, so that nothing is written where what it reads of the workdir is damaged
+        cards["README.md"] = model_card.text_of(name, loaded, repository or folder.resolve().name)
     if form == "peft":
-        loaded, files = _adapters(name, repository), f"{peft.CONFIG_FILE}, {peft.WEIGHTS_FILE}"
+        files = f"{peft.CONFIG_FILE}, {peft.WEIGHTS_FILE}"
         peft.save(loaded.model, loaded.params, _base_for_peft(name, loaded.card["base"], folder), folder)
     else:
-        loaded, files = _whole(name, method, profile), "config.json, model.safetensors"
+        files = "config.json, model.safetensors"
         hf.save(loaded.model, loaded.params, folder)
     hf.save_tokenizer(loaded.tokenizer, folder)
-    (folder / CARD_FILE).write_text(json.dumps(loaded.card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    cards = CARD_FILE
-    if not loaded.model.language:
-        model_card.write(folder, name, loaded, repository or folder.resolve().name)
-        cards += ", README.md"
-    logs.say(f"wrote {folder}: {files}, tokenizer, {cards}")
+    for file, text in cards.items():
+        (folder / file).write_text(text, encoding="utf-8")
+    logs.say(f"wrote {folder}: {files}, tokenizer, {', '.join(cards)}")
     if repository is not None:
         hub.push(output, repository)
 

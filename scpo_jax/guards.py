@@ -4,7 +4,6 @@ A finding stops the run where going on would give numbers that mean nothing (the
 written on the response) and warns where it may be a property of the data. `config.allow` lets named ones pass.
 """
 
-import json
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -236,7 +235,7 @@ def report(workdir: Workdir, findings: Sequence[Finding], records: dict, allowed
 
 def add(workdir: Workdir, finding: Finding) -> None:
     """Says a warning of a later stage, and puts it in `reports/guards.json` in place of an earlier one of its name."""
-    found = json.loads(workdir.guards.read_text()) if workdir.guards.exists() else {"findings": [], "baselines": {}}
+    found = workdir.read_json(workdir.guards, {"findings": [], "baselines": {}})
     others = [other for other in found["findings"] if other["name"] != finding.name]
     workdir.write_json(workdir.guards, found | {"findings": [*others, finding._asdict()]})
     if finding.level != "ok":

@@ -12,6 +12,7 @@ from etils import epath
 from scpo_jax import distributed, storage
 
 SECONDS_BETWEEN_LINES = 10.0
+METRICS = "metrics.jsonl"  # in a workdir
 
 
 def say(line: str) -> None:
@@ -65,7 +66,7 @@ class MetricsLog:
     """Training metrics: `metrics.jsonl`, a JSON object a line, and TensorBoard events."""
 
     def __init__(self, workdir: epath.Path):
-        self._path = workdir / "metrics.jsonl"
+        self._path = workdir / METRICS
         self._events = workdir / "tensorboard"
 
     def open(self, name: str, flush_every: int = 0, every: int = 10) -> "TrainingLog":
@@ -103,12 +104,12 @@ class TrainingLog:
     def _forget(self, step: int) -> None:
         if not self._path.exists():
             return
-        rows = [(line, _parsed(line)) for line in self._path.read_text().splitlines(keepends=True)]
+        rows = [(line, _parsed(line)) for line in _text(self._path).splitlines(keepends=True)]
         kept = [line for line, row in rows if row and not (row["training"] == self._name and row["step"] >= step)]
         storage.write(self._path, "".join(kept))
 
     def _flush(self) -> None:
-        before = self._path.read_text() if self._path.exists() else ""  # gs:// knows no appending
+        before = _text(self._path) if self._path.exists() else ""  # gs:// knows no appending
         storage.write(self._path, before + "".join(self._lines))
         self._lines, self._flushed = [], time.monotonic()
         if self._board is not None and self._own_events is not None:
@@ -127,8 +128,25 @@ class TrainingLog:
             self._own_events.cleanup()
 
 
+def read_metrics(workdir: epath.Path) -> list[dict]:
+    """The rows of a workdir's `metrics.jsonl`; says how many lines are damaged and left out."""
+    path = workdir / METRICS
+    rows = list(map(_parsed, _text(path).splitlines())) if path.exists() else []
+    whole = [row for row in rows if row]
+    if len(whole) < len(rows):
+        say(f"{path}: {len(rows) - len(whole)} of {len(rows)} lines are damaged, left out")
+    return whole
+
+
+def _text(path: epath.Path) -> str:
+    return path.read_bytes().decode("utf-8", "replace")
+
+
 def _parsed(line: str) -> dict | None:
+    """The row of a line; None if it is none: it was cut off when the process was killed, or the disk lost a part."""
     try:
-        return json.loads(line)
-    except ValueError:  # the line was cut off when the process was killed
+        row = json.loads(line)
+    except (ValueError, RecursionError):
         return None
+    is_row = isinstance(row, dict) and isinstance(row.get("training"), str) and type(row.get("step")) is int
+    return row if is_row else None

@@ -18,8 +18,8 @@ TOLD = {  # name -> key of the checkpoint's card
 UNKNOWN, SCRATCH = "unknown", "none: trained from scratch"
 
 
-def write(folder: pathlib.Path, source: str, loaded: Loaded, place: str) -> None:
-    """Writes the card of an exported model.
+def text_of(source: str, loaded: Loaded, place: str) -> str:
+    """The card of an exported model. Raises InputError.
 
     `source` is the checkpoint, or the workdir of a blend, that it comes from; `place` is where readers find the folder,
     its hub id or its name. Paths of this machine are not named.
@@ -29,8 +29,7 @@ def write(folder: pathlib.Path, source: str, loaded: Loaded, place: str) -> None
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("scpo_jax"), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
-    text = environment.get_template("model_card.md").render(card=described)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    return environment.get_template("model_card.md").render(card=described)
 
 
 def workdir_of(source: str) -> Workdir | None:
@@ -195,9 +194,8 @@ def accuracies(run: Workdir | None, method: str, group: str) -> list[list[str]]:
     return rows
 
 
-def _evaluation(run: Workdir | None) -> dict | None:
-    path = run.reports / "evaluation.json" if run else None
-    return json.loads(path.read_text()) if path and path.exists() else None
+def _evaluation(run: Workdir | None) -> dict:
+    return run.read_json(run.reports / "evaluation.json", {}) if run else {}
 
 
 def percent(record: dict) -> str:

@@ -4,7 +4,6 @@ Beside pairwise accuracy: how near softmax(reward / T) over a question's options
 on training questions, with the global RM and the uniform distribution to compare with.
 """
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -124,7 +123,7 @@ def split_of(model: str, units: Sequence[str]) -> tuple[set[str], set[str]]:
     if is_workdir(model):
         run = Workdir(model)
         if run.record()["config"]["data.source"] == "global_opinions":
-            split = json.loads(run.split.read_text())
+            split = run.read_json(run.split)
             return set(split["train"]), set(split["test"])
     train, test = preferences.split_units(units, TEST_SIZE, SPLIT_SEED)
     return set(train), set(test)

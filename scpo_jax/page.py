@@ -1,14 +1,13 @@
 """`report.html`: all that was found on one page that needs neither network nor script; texts of users are escaped."""
 
 import base64
-import json
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
 
-from scpo_jax import benchmark_page, figures, page_tables, passages, policy_page, storage, strengths, tables
+from scpo_jax import benchmark_page, figures, logs, page_tables, passages, policy_page, storage, strengths, tables
 from scpo_jax.data import preferences
 from scpo_jax.drawing import Picture
 from scpo_jax.tables import spread
@@ -20,10 +19,11 @@ GROUPS_OF_EXAMPLES = 12  # shown; reports/examples.json has all
 
 def write(workdir: Workdir) -> None:
     """Writes `report.html` and `figures/*.png` of a workdir that has the reports of a run."""
-    report, summary = read(workdir.reports / "evaluation.json"), read(workdir.summary)
-    selection, found = preferences.read_table(workdir.selection).to_pylist(), read(benchmark_of(workdir), {})
+    report, summary = workdir.read_json(workdir.reports / "evaluation.json"), workdir.read_json(workdir.summary)
+    selection = preferences.read_table(workdir.selection).to_pylist()
+    found = workdir.read_json(benchmark_of(workdir), {})
     of_benchmark = benchmark_page.pictures(found)
-    policies = read(workdir.reports / "policy.json", {})
+    policies = workdir.read_json(workdir.reports / "policy.json", {})
     of_policies = policy_page.picture(policies)
     pictures = [*draw_all(workdir, report, selection), *([of_policies] if of_policies else []),
                 *sum(of_benchmark.values(), [])]  # fmt: skip
@@ -36,7 +36,7 @@ def write(workdir: Workdir) -> None:
 
 def write_benchmark(workdir: Workdir) -> None:
     """Writes `report.html` and `figures/*.png` of a workdir that has a benchmark alone."""
-    found = read(benchmark_of(workdir))
+    found = workdir.read_json(benchmark_of(workdir))
     drawn = benchmark_page.pictures(found)
     write_files(workdir, "benchmark.html", benchmark_page.context(workdir, found, drawn), sum(drawn.values(), []))
 
@@ -94,8 +94,8 @@ def render(template: str, values: dict) -> str:
 
 def context(workdir: Workdir, report: dict, summary: dict, selection: Sequence[dict]) -> dict:
     """What the template of a run shows."""
-    record, guards = workdir.record(), read(workdir.guards, {"findings": [], "baselines": {}})
-    examples = read(workdir.reports / "examples.json", {})
+    record, guards = workdir.record(), workdir.read_json(workdir.guards, {"findings": [], "baselines": {}})
+    examples = workdir.read_json(workdir.reports / "examples.json", {})
     steered = [*(group for group in report["groups"] if group in examples),
                *(group for group in examples if group not in report["groups"])]  # fmt: skip
     return {
@@ -106,7 +106,7 @@ def context(workdir: Workdir, report: dict, summary: dict, selection: Sequence[d
         "verdict_note": tables.verdict_note(report),
         "headline": tables.headline_table(report, selection),
         "selection": page_tables.selection_table(report, selection),
-        "calibrated": page_tables.calibrated_table(read(workdir.calibration, {})),
+        "calibrated": page_tables.calibrated_table(workdir.read_json(workdir.calibration, {})),
         "accuracies": [tables.accuracy_table(report, which) for which in ("all", "agreed", "edited")],
         "gain": tables.gain_table(report),
         "paired": tables.paired_table(report),
@@ -131,11 +131,6 @@ def context(workdir: Workdir, report: dict, summary: dict, selection: Sequence[d
         "seconds": page_tables.seconds_table(record),
         "seed": record["config"]["seed"],
     }
-
-
-def read(path: epath.Path, default: dict | None = None) -> dict:
-    """A report, or the default where a run has none and needs none."""
-    return default if default is not None and not path.exists() else json.loads(path.read_text())
 
 
 def answer(report: dict) -> list[str]:
@@ -187,9 +182,8 @@ def warnings(report: dict, guards: dict) -> list[str]:
 
 def training_curves(workdir: Workdir, methods: Sequence[str]) -> dict[str, dict[str, list[tuple[int, float]]]]:
     """Of `figures.CURVES` -> method -> (step, mean over groups) from `metrics.jsonl`, of steps that all have."""
-    path, found = workdir.root / "metrics.jsonl", {name: {} for name in figures.CURVES}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        row = json.loads(line)
+    found = {name: {} for name in figures.CURVES}
+    for row in logs.read_metrics(workdir.root):
         for name in found.keys() & row.keys():
             method = row["training"].split("/")[0]
             if method not in methods or "/" not in row["training"]:

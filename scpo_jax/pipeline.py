@@ -241,7 +241,7 @@ def check_known_groups(config, record: dict, workdir: Workdir) -> None:
         return
     old, new = record["stages"]["prepare"]["config"], own_keys(config, "prepare")
     if all(old[key] == new[key] for key in new if key.startswith(SOURCE)):
-        stages.check_group_names(config, json.loads(workdir.summary.read_text())["known_groups"])
+        stages.check_group_names(config, workdir.read_json(workdir.summary)["known_groups"])
 
 
 def differences(config, record: dict, stale: Sequence[str]) -> list[str]:

@@ -1,6 +1,5 @@
 """The report stage: what a run found, as a summary in Markdown (on the terminal too) and as a page with figures."""
 
-import json
 from collections.abc import Sequence
 
 from scpo_jax import page, storage, tables
@@ -11,13 +10,13 @@ from scpo_jax.workdir import Workdir
 
 def write(config, workdir: Workdir) -> None:
     """Writes `reports/summary.md`, which it prints, `report.html` and `figures/`."""
-    report = json.loads((workdir.reports / "evaluation.json").read_text())
-    summary = json.loads(workdir.summary.read_text())
+    report = workdir.read_json(workdir.reports / "evaluation.json")
+    summary = workdir.read_json(workdir.summary)
     selection = preferences.read_table(workdir.selection).to_pylist()
     text = markdown(config.data.source, report, summary, selection)
+    page.write(workdir)
     storage.write(workdir.reports / "summary.md", text)
     print(text)
-    page.write(workdir)
 
 
 def markdown(source: str, report: dict, summary: dict, selection: Sequence[dict]) -> str:

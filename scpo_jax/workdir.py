@@ -131,6 +131,16 @@ class Workdir:
         """Writes a JSON file whole or not at all."""
         storage.write(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
+    @staticmethod
+    def read_json(path: epath.Path, default: dict | None = None) -> dict:
+        """What a stage left in a JSON file; where there is none the default, if there is one. Raises InputError."""
+        if default is not None and not path.exists():
+            return default
+        try:
+            return untrusted.json_object(path)
+        except InputError as error:
+            raise InputError(f"{error}; bring the file back, or use another --workdir") from error
+
     def checkpoint_of(self, method: str, group: str, slugs: dict[str, str]) -> epath.Path:
         """Folder of a group's reward model."""
         return self.checkpoints / method / slugs[group]

@@ -196,16 +196,14 @@ def test_no_network(here, chile, tmp_path, capsys):
 # The card.
 
 
-def card_of(source, folder, place="me/rm") -> tuple[dict, str]:
+def card_of(source, place="me/rm") -> tuple[dict, str]:
     """(metadata, text) of the card of a checkpoint."""
-    folder.mkdir(exist_ok=True)
-    model_card.write(folder, str(source), checkpoint.load(source), place)
-    _, metadata, text = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    _, metadata, text = model_card.text_of(str(source), checkpoint.load(source), place).split("---\n", 2)
     return yaml.safe_load(metadata), text
 
 
-def test_a_card_says_what_the_evaluation_says(finished, chile, tmp_path):
-    metadata, text = card_of(chile, tmp_path / "card")
+def test_a_card_says_what_the_evaluation_says(finished, chile):
+    metadata, text = card_of(chile)
     assert metadata["license"] == "unknown" and metadata["pipeline_tag"] == "text-classification"
     assert "base_model" not in metadata and "datasets" not in metadata
     report = json.loads((finished.workdir / "reports" / "evaluation.json").read_text())
@@ -226,16 +224,15 @@ def test_a_card_says_what_the_evaluation_says(finished, chile, tmp_path):
 
 
 def test_the_card_of_the_global_model_has_all_groups(finished, tmp_path):
-    _, text = card_of(finished.workdir / "checkpoints" / "global", tmp_path / "card")
+    _, text = card_of(finished.workdir / "checkpoints" / "global")
     assert all(text.count(f"| {group} | global |") == 1 for group in GROUPS) and "# Global reward model" in text
-    _, alone = card_of(shutil.copytree(finished.workdir / "checkpoints" / "global", tmp_path / "rm"), tmp_path / "b")
+    _, alone = card_of(shutil.copytree(finished.workdir / "checkpoints" / "global", tmp_path / "rm"))
     assert "Not evaluated" in alone and "| base model | unknown |" in alone
 
 
-def test_the_card_of_a_blend(finished, tmp_path):
+def test_the_card_of_a_blend(finished):
     loaded = judge.load_blend(str(finished.workdir), "scpo", json.dumps({GROUPS[1]: 0.5}))
-    model_card.write(tmp_path, str(finished.workdir), loaded, "me/rm")
-    text = (tmp_path / "README.md").read_text()
+    text = model_card.text_of(str(finished.workdir), loaded, "me/rm")
     assert "Not evaluated" in text and '{"Côte d\'Ivoire": 0.5}' in text and "nothing was trained" in text
 
 
@@ -272,6 +269,5 @@ def test_the_base_models_licence(stated, finished, chile, tmp_path, monkeypatch)
 def test_names_cannot_break_the_card(chile, tmp_path, monkeypatch):
     loaded = checkpoint.load(chile)
     loaded = loaded._replace(card=loaded.card | {"group": "a|b\n# c"})
-    model_card.write(tmp_path, str(tmp_path), loaded, "me/rm")
-    text = (tmp_path / "README.md").read_text()
+    text = model_card.text_of(str(tmp_path), loaded, "me/rm")
     assert "| group | a\\|b # c |" in text and "\n# c" not in text

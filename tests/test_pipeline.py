@@ -116,6 +116,36 @@ def test_forcing_bad_data_keeps_what_there_is(copy, tmp_path, capsys):
     assert {path: after[path] and after[path][1] for path in after} == {p: v and v[1] for p, v in before.items()}
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("data/summary.json", b"\0" * 64),
+        ("reports/evaluation.json", b'{"groups": ["Chi'),
+        ("reports/guards.json", b""),
+        ("reports/examples.json", b"[]"),
+        ("reports/examples.json", b'{"Chile": "\xff"}'),
+    ],
+)
+def test_a_damaged_file_of_an_earlier_stage_is_named(copy, capsys, name, content):
+    (copy.workdir / name).write_bytes(content)
+    record = copy.record()
+    del record["stages"]["report"]
+    (copy.workdir / "run.json").write_text(json.dumps(record))
+    before = snapshot(copy.workdir)
+    line = refusal(capsys, "run", f"--config={copy.config}", f"--workdir={copy.workdir}")
+    assert f"{copy.workdir / name}: not " in line and "bring the file back, or use another --workdir" in line
+    after = snapshot(copy.workdir)
+    del before[str(copy.workdir / "run.json")], after[str(copy.workdir / "run.json")]
+    assert after == before and copy.record()["stages"] == record["stages"]
+
+
+def test_nothing_is_exported_beside_a_damaged_evaluation(copy, tmp_path, capsys):
+    (copy.workdir / "reports" / "evaluation.json").write_bytes(b"\0" * 64)
+    flags = f"--checkpoint={copy.workdir / 'checkpoints' / 'global'}", f"--output={tmp_path / 'rm'}"
+    assert "evaluation.json: not readable as JSON" in refusal(capsys, "export", *flags)
+    assert not (tmp_path / "rm").exists()
+
+
 def test_groups_that_lack_something_are_named_and_skipped(tmp_path, capsys):
     solo = [f"solo {i}" for i in range(5)]
     rows = pairs((MAJORITY, "Chile")) + pairs(solo, users=1)
