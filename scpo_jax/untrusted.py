@@ -9,6 +9,7 @@ import pathlib
 import stat
 from collections.abc import Iterable
 
+from scpo_jax import storage
 from scpo_jax.errors import InputError
 
 
@@ -23,11 +24,13 @@ def check_regular(path) -> None:
 
 
 def json_object(path) -> dict:
-    """The object in a JSON file."""
+    """The object in a JSON file. What a bucket has to say that does not answer stays what it is."""
     check_regular(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
+        if storage.is_of_bucket(error):
+            raise
         raise InputError(f"{path}: not readable as JSON: {first_line(error)}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: not a JSON object")

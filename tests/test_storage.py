@@ -5,11 +5,12 @@ import json
 import os
 import pathlib
 
+import aiohttp
 import pyarrow.parquet
 import pytest
 from etils import epath
 
-from scpo_jax import storage
+from scpo_jax import main, storage, untrusted
 from scpo_jax.errors import InputError
 from scpo_jax.training_state import TrainingState
 from tests.bucket_helpers import BUCKET, FORBIDDEN
@@ -146,6 +147,21 @@ def test_a_bucket_that_fails_is_one_line(finished, buckets, capsys, monkeypatch)
         buckets.failures.clear()
     error = capsys.readouterr().err
     assert "scpo: error: the bucket does not answer: " in error and error.count("scpo: ") == 1
+
+
+class Unreachable(pathlib.PosixPath):
+    """A file whose bucket closed the connection: an OSError, as that of a file that cannot be read."""
+
+    def read_text(self, encoding=None):
+        raise aiohttp.ClientOSError(104, "connection reset by peer")
+
+
+def test_a_bucket_that_closes_the_connection_has_no_damaged_file(tmp_path):
+    error = pytest.raises(aiohttp.ClientOSError, untrusted.json_object, Unreachable(tmp_path / "run.json")).value
+    assert main.ending_of(error) == (
+        "error: the bucket does not answer: [Errno 104] connection reset by peer: the same command goes on from here",
+        1,
+    )
 
 
 async def no_sleep(_) -> None:
